@@ -1,0 +1,223 @@
+"""Engines: what to launch (EngineConfig) and what is running (EngineHandle)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Literal, Union
+
+from pytest_vllmperf.errors import EngineConfigError
+
+__all__ = ["REQUIREMENTS", "ArgValue", "Device", "EngineConfig", "EngineHandle", "StartUp", "flags"]
+
+Device = Literal["cpu", "gpu"]
+ArgValue = Union[str, int, float, bool, None, list[object], tuple[object, ...], dict[str, object]]
+
+REQUIREMENTS = ("gpu",)
+"""What an engine may require of the machine."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_RESERVED = {
+    "host": "engines listen on loopback only",
+    "port": "the port is chosen for each launch",
+    "api-key": "a random key is made for each launch and passed by environment",
+    "model": "give it as EngineConfig(model=…)",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """One server configuration: launched once in a run, measured, stopped.
+
+    Args:
+        name: Short and unique; letters, digits, ``_ . -``. It names the engine in test ids,
+            in ``thresholds.toml``, in history and in reports.
+        model: A hub id or a path to a model directory.
+        args: vLLM flags without the leading dashes. ``True`` gives ``--flag``, ``False`` gives
+            ``--no-flag``, ``None`` leaves the flag out, a dict becomes JSON, a list several values.
+        cpu_args: Flags added (or replacing those of ``args``) when the machine has no GPU.
+        gpu_args: Flags added (or replacing those of ``args``) when it has one. Both are resolved
+            at launch, so that collecting tests never has to look for a GPU.
+        env: Environment variables added for this engine's processes.
+        cpu_env: As ``env``, on a machine without a GPU.
+        command: What to run instead of ``python -m vllm.entrypoints.openai.api_server``;
+            vLLM's flags are appended.
+        gpus: GPUs one launch occupies (ignored on a machine without GPU).
+        requires: What the machine must have, from :data:`REQUIREMENTS`; otherwise skipped.
+        served_model_name: Name clients ask for; by default the last part of a path, or the hub id.
+        startup_timeout_s: Longest time from launch to the first streamed token.
+
+    Raises:
+        EngineConfigError: A name, flag or value that cannot work; raised before any launch.
+    """
+
+    name: str
+    model: str
+    args: Mapping[str, ArgValue] = field(default_factory=dict)
+    cpu_args: Mapping[str, ArgValue] = field(default_factory=dict)
+    gpu_args: Mapping[str, ArgValue] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    cpu_env: Mapping[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] | None = None
+    gpus: int = 1
+    requires: tuple[str, ...] = ()
+    served_model_name: str | None = None
+    startup_timeout_s: float = 900.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise EngineConfigError(
+                f"engine name {self.name!r}: use letters, digits, '_', '.' and '-', starting with a "
+                "letter or digit (it becomes part of test ids and file names)"
+            )
+        if not self.model or not isinstance(self.model, str):
+            raise EngineConfigError(f"engine {self.name!r}: model {self.model!r} must be a hub id or a path")
+        for attribute in ("args", "cpu_args", "gpu_args"):
+            self._freeze(attribute, self._checked_flags(attribute))
+        for attribute in ("env", "cpu_env"):
+            self._freeze(attribute, self._checked_env(attribute))
+        self._check_command_and_requirements()
+        if self.gpus < 1:
+            raise EngineConfigError(f"engine {self.name!r}: gpus={self.gpus!r} must be 1 or more")
+        if not self.startup_timeout_s > 0:
+            raise EngineConfigError(
+                f"engine {self.name!r}: startup_timeout_s={self.startup_timeout_s!r} must be above 0"
+            )
+
+    @property
+    def model_name(self) -> str:
+        """Name clients use for the model, and the one ``thresholds.toml`` matches."""
+        if self.served_model_name:
+            return self.served_model_name
+        path_like = self.model.startswith(("/", "./", "../", "~"))
+        return self.model.rstrip("/").rsplit("/", 1)[-1] if path_like else self.model
+
+    def on(self, device: Device) -> EngineConfig:
+        """The configuration as launched on ``device``: device flags merged in, none left open."""
+        extra = self.cpu_args if device == "cpu" else self.gpu_args
+        env = {**self.env, **self.cpu_env} if device == "cpu" else dict(self.env)
+        return replace(self, args={**self.args, **extra}, env=env, cpu_args={}, gpu_args={}, cpu_env={})
+
+    def _freeze(self, attribute: str, value: Mapping[str, object]) -> None:
+        object.__setattr__(self, attribute, MappingProxyType(dict(value)))
+
+    def _checked_flags(self, attribute: str) -> dict[str, ArgValue]:
+        given: Mapping[str, ArgValue] = getattr(self, attribute)
+        where = f"engine {self.name!r}: {attribute}"
+        if not isinstance(given, Mapping):
+            raise EngineConfigError(f'{where}={given!r} must be a mapping such as {{"max-model-len": 2048}}')
+        checked: dict[str, ArgValue] = {}
+        for key, value in given.items():
+            flag = str(key).replace("_", "-")
+            if flag.startswith("-"):
+                raise EngineConfigError(
+                    f"{where}[{key!r}]: write the flag without leading dashes: {flag.lstrip('-')!r}"
+                )
+            if flag in _RESERVED:
+                raise EngineConfigError(f"{where}[{key!r}] cannot be set here: {_RESERVED[flag]}")
+            if flag in checked:
+                raise EngineConfigError(f"{where} names {flag!r} twice (with '-' and with '_'); keep one")
+            if not isinstance(value, (str, int, float, bool, type(None), list, tuple, dict)):
+                raise EngineConfigError(
+                    f"{where}[{key!r}]={value!r} must be a string, number, bool, None, list or dict"
+                )
+            checked[flag] = value
+        return checked
+
+    def _checked_env(self, attribute: str) -> dict[str, str]:
+        given: Mapping[str, str] = getattr(self, attribute)
+        for key, value in given.items():
+            if not isinstance(key, str) or not isinstance(value, str):
+                raise EngineConfigError(
+                    f"engine {self.name!r}: {attribute}[{key!r}]={value!r}: names and values must be strings"
+                )
+        return dict(given)
+
+    def _check_command_and_requirements(self) -> None:
+        if isinstance(self.command, str):
+            raise EngineConfigError(
+                f"engine {self.name!r}: command={self.command!r} must be a list of arguments, as no shell "
+                f"is used: {self.command.split()!r}"
+            )
+        if self.command is not None:
+            object.__setattr__(self, "command", tuple(str(part) for part in self.command))
+            if not self.command:
+                raise EngineConfigError(f"engine {self.name!r}: command=() is empty")
+        wanted = (self.requires,) if isinstance(self.requires, str) else tuple(self.requires)
+        unknown = [item for item in wanted if item not in REQUIREMENTS]
+        if unknown:
+            raise EngineConfigError(
+                f"engine {self.name!r}: requires={unknown[0]!r} is unknown; allowed: {', '.join(REQUIREMENTS)}"
+            )
+        object.__setattr__(self, "requires", wanted)
+
+
+def flags(args: Mapping[str, ArgValue]) -> tuple[str, ...]:
+    """Render flags as command-line arguments, in the order given.
+
+    >>> flags({"max-model-len": 2048, "enforce-eager": True, "enable-prefix-caching": False})
+    ('--max-model-len', '2048', '--enforce-eager', '--no-enable-prefix-caching')
+    """
+    rendered: list[str] = []
+    for flag, value in args.items():
+        if value is None:
+            continue
+        if value is True:
+            rendered.append(f"--{flag}")
+        elif value is False:
+            rendered.append(f"--no-{flag}")
+        elif isinstance(value, dict):
+            rendered += [f"--{flag}", json.dumps(value, sort_keys=True)]
+        elif isinstance(value, (list, tuple)):
+            rendered += [f"--{flag}", *_words(value)]
+        else:
+            rendered += [f"--{flag}", str(value)]
+    return tuple(rendered)
+
+
+def _words(values: Iterable[object]) -> list[str]:
+    return [value if isinstance(value, str) else json.dumps(value) for value in values]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartUp:
+    """How one launch went.
+
+    Args:
+        time_to_ready_ns: Launch until the readiness request had streamed its first token.
+        first_request_ttft_ns: TTFT of the very first request after start (the readiness request).
+        cold: True when a compile cache had to be built, False when one was found, None when the
+            engine does not compile or nothing told. Cold and warm starts must never be compared.
+    """
+
+    time_to_ready_ns: int
+    first_request_ttft_ns: int
+    cold: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineHandle:
+    """One live engine. Valid until the engine is stopped.
+
+    ``config`` is the configuration as launched (see :meth:`EngineConfig.on`), ``command`` the full
+    command line (it never holds the key), ``api_key`` a random key for this launch only.
+    """
+
+    config: EngineConfig
+    device: Device
+    base_url: str
+    model_name: str
+    api_key: str = field(repr=False)
+    pid: int
+    command: tuple[str, ...]
+    log_path: str
+    version: str | None
+    start_up: StartUp
+
+    @property
+    def name(self) -> str:
+        """The engine's name in the matrix."""
+        return self.config.name

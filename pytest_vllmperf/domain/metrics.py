@@ -1,0 +1,164 @@
+"""The catalogue of metrics: names, units, direction, formula. Nothing else decides these.
+
+A *distribution* (``ttft``) has one sample for each request, gap, … and is judged through its
+statistics (``ttft_mean``, ``ttft_p99``). A *scalar* (``output_throughput``) has one value for a run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+from dataclasses import dataclass
+
+from pytest_vllmperf.errors import UnknownMetric
+
+__all__ = ["METRICS", "STATISTICS", "Better", "Metric", "Statistic", "metric", "register_metric"]
+
+
+class Better(str, enum.Enum):
+    """Which direction is an improvement; ``NEITHER`` metrics are shown, and may have limits both ways."""
+
+    LOWER = "lower"
+    HIGHER = "higher"
+    NEITHER = "neither"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistic:
+    """One way to reduce a distribution.
+
+    ``minimum_samples``: with fewer samples it is shown and never judged. For a percentile it is the
+    count from which its upper bound is an observed value rather than an extrapolation: the smallest n
+    with 1 - q^n >= 0.95 (p90, p95), and for p99 the 459 that MLPerf's early-stopping rule demands.
+    """
+
+    name: str
+    quantile: float | None
+    minimum_samples: int
+
+
+STATISTICS: dict[str, Statistic] = {
+    s.name: s
+    for s in (
+        Statistic(name="mean", quantile=None, minimum_samples=1),
+        Statistic(name="p50", quantile=0.50, minimum_samples=1),
+        Statistic(name="p90", quantile=0.90, minimum_samples=30),
+        Statistic(name="p95", quantile=0.95, minimum_samples=60),
+        Statistic(name="p99", quantile=0.99, minimum_samples=459),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One catalogue entry.
+
+    Args:
+        name: As written in ``thresholds.toml`` and in every report.
+        unit: Base unit of its values: ``s``, ``tok/s``, ``req/s``, ``B``, ``ratio`` or ``count``.
+        better: Direction of an improvement.
+        formula: How it is computed, in the terms of ``docs/how-it-works.md``.
+        tolerance: Change a comparison accepts by default, as a ratio.
+        distribution: True when it has many samples and is judged through statistics.
+        family: For a statistic of a distribution, the distribution's name; None otherwise.
+        statistic: Which statistic it is; None for scalars and distributions.
+    """
+
+    name: str
+    unit: str
+    better: Better
+    formula: str
+    tolerance: float
+    distribution: bool = False
+    family: str | None = None
+    statistic: str | None = None
+
+    @property
+    def minimum_samples(self) -> int:
+        """Samples below which it is shown, not judged."""
+        return STATISTICS[self.statistic].minimum_samples if self.statistic else 1
+
+
+def _distribution(name: str, unit: str, better: Better, tolerance: float, formula: str) -> tuple[Metric, ...]:
+    whole = Metric(
+        name=name, unit=unit, better=better, tolerance=tolerance, formula=formula, distribution=True, family=name
+    )
+    parts = (
+        Metric(
+            name=f"{name}_{s}",
+            unit=unit,
+            better=better,
+            tolerance=tolerance,
+            formula=f"{'mean' if s == 'mean' else s.replace('p', '') + 'th percentile'} of {name}: {formula}",
+            family=name,
+            statistic=s,
+        )
+        for s in STATISTICS
+    )
+    return (whole, *parts)
+
+
+def _scalar(name: str, unit: str, better: Better, tolerance: float, formula: str) -> tuple[Metric, ...]:
+    return (Metric(name=name, unit=unit, better=better, tolerance=tolerance, formula=formula),)
+
+
+_LOW, _HIGH, _NEITHER = Better.LOWER, Better.HIGHER, Better.NEITHER
+
+METRICS: dict[str, Metric] = {
+    m.name: m
+    for entry in (
+        _distribution("ttft", "s", _LOW, 0.15, "first token event - request written (open loop: - intended send)"),
+        _distribution("service_ttft", "s", _LOW, 0.15, "first token event - request written"),
+        _distribution("ttfb", "s", _LOW, 0.15, "first byte of the body - request written"),
+        _distribution("itl", "s", _LOW, 0.05, "gaps between token-carrying events of one request"),
+        _distribution(
+            "tpot", "s", _LOW, 0.05, "(last - first token event) / (output tokens - tokens in the first event)"
+        ),
+        _distribution("e2el", "s", _LOW, 0.05, "last token event - request written (open loop: - intended send)"),
+        _distribution("service_e2el", "s", _LOW, 0.05, "last token event - request written"),
+        _distribution("per_request_throughput", "tok/s", _HIGH, 0.05, "output tokens of a request / its service_e2el"),
+        _scalar("output_throughput", "tok/s", _HIGH, 0.05, "output tokens / (last token event - first dispatch)"),
+        _scalar("total_throughput", "tok/s", _HIGH, 0.05, "(input + output tokens) / (last token event - first dispatch)"),
+        _scalar("request_throughput", "req/s", _HIGH, 0.05, "completed requests / (last token event - first dispatch)"),
+        _scalar("peak_output_throughput", "tok/s", _HIGH, 0.05, "output tokens of the best 1 s window / 1 s"),
+        _scalar("goodput", "req/s", _HIGH, 0.05, "requests meeting every stated service level / window"),
+        _scalar("error_rate", "ratio", _LOW, 0.0, "failed requests / requests"),
+        _scalar("kv_cache_usage_peak", "ratio", _NEITHER, 0.10, "largest kv_cache_usage_perc the server published"),
+        _scalar("preemptions", "count", _LOW, 0.0, "growth of the server's num_preemptions counter"),
+        _scalar("device_memory_peak", "B", _LOW, 0.02, "largest device memory in use on the engine's GPUs"),
+        _scalar("host_memory_peak", "B", _LOW, 0.02, "largest proportional set size of the engine's process tree"),
+        _scalar("time_to_ready", "s", _LOW, 0.30, "launch until the readiness request streamed its first token"),
+        _scalar("first_request_ttft", "s", _LOW, 0.30, "TTFT of the very first request after start"),
+        _scalar("accuracy", "ratio", _HIGH, 0.05, "right answers / questions, by the task's gated filter"),
+    )
+    for m in entry
+}
+"""Every metric by name, statistics included."""
+
+
+def metric(name: str) -> Metric:
+    """Look ``name`` up.
+
+    Raises:
+        UnknownMetric: With the nearest names; for a distribution's bare name, its statistics.
+    """
+    try:
+        return METRICS[name]
+    except KeyError:
+        near = difflib.get_close_matches(name, METRICS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(METRICS))}"
+        raise UnknownMetric(f"metric {name!r} is unknown; {hint}") from None
+
+
+def register_metric(
+    *, name: str, unit: str, better: Better, formula: str, tolerance: float = 0.05, distribution: bool = False
+) -> None:
+    """Add a metric of your own to the catalogue, statistics included for a distribution.
+
+    Raises:
+        UnknownMetric: The name is taken by another definition.
+    """
+    make = _distribution if distribution else _scalar
+    for entry in make(name, unit, better, tolerance, formula):
+        if METRICS.setdefault(entry.name, entry) != entry:
+            raise UnknownMetric(f"metric {entry.name!r} is already in the catalogue; choose another name")
