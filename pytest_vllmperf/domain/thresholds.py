@@ -86,7 +86,11 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """One judgement, with the numbers that led to it. ``limit`` is None when none matched."""
+    """One judgement, with the numbers that led to it.
+
+    ``limit`` is None when none matched; ``built_in`` is True for a limit nobody wrote down (failed
+    requests are never accepted silently), which alone does not make a run a judged one.
+    """
 
     outcome: Outcome
     engine: str
@@ -96,3 +100,10 @@ class Verdict:
     n: int
     limit: Limit | None
     reason: str
+    built_in: bool = False
+
+    def counts_as_failure(self, *, inconclusive_fails: bool) -> bool:
+        """True when this judgement alone makes its test fail."""
+        if self.outcome is Outcome.INCONCLUSIVE:
+            return inconclusive_fails or (self.limit is not None and self.limit.required)
+        return self.outcome in (Outcome.FAIL, Outcome.INVALID)

@@ -1,0 +1,151 @@
+"""The end of a run: the report, the history entry, the exit code, the table on the terminal."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_vllmperf.domain.report import EngineReport, Report
+    from pytest_vllmperf.domain.thresholds import Verdict
+    from pytest_vllmperf.session import Session
+
+__all__ = ["RunFacts", "conclude", "print_report"]
+
+
+class RunFacts(Protocol):
+    """What the plugin's hooks noted about a run."""
+
+    partial: str | None
+    ordinary_failures: int
+    internal_error: bool
+
+
+def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts: RunFacts) -> Report:
+    """Write report and history, set the session's exit status, and return the report."""
+    from pytest_vllmperf.adapters import history, writers
+    from pytest_vllmperf.domain.gate import RunOutcome, exit_code
+
+    evidence = run.evidence
+    verdicts = tuple(evidence.verdicts)
+    unrecorded = () if _interrupted(session, facts) else _unrecorded_limits(run)
+    outcome = RunOutcome(
+        verdicts=verdicts,
+        ordinary_failures=facts.ordinary_failures,
+        unrecorded_limits=unrecorded,
+        inconclusive_fails=run.thresholds.inconclusive == "fail",
+        record_only=run.options.record_only,
+    )
+    status = int(session.exitstatus)
+    if facts.internal_error and status == pytest.ExitCode.OK:
+        status = int(pytest.ExitCode.INTERNAL_ERROR)
+    elif status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        status = int(exit_code(outcome))
+    session.exitstatus = status
+    engines = _engine_reports(run)
+    report = _report(run, engines, verdicts, (*unrecorded, *_nothing_judged(outcome, engines)), status)
+    directory = run.options.report_directory
+    writers.write_json(report, directory / "report.json")
+    writers.write_markdown(report, directory / "report.md")
+    history.record(config, report.summaries, extra=_history_extra(report))
+    config.hook.pytest_vllmperf_report(config=config, report=report)
+    return report
+
+
+def print_report(terminal: Any, report: Report, directory: Path, root: Path) -> None:
+    """The final table, problems and the verdict sentence."""
+    from pytest_vllmperf.adapters import writers
+    from pytest_vllmperf.domain.report import headline
+
+    terminal.section("vllmperf")
+    for line in writers.terminal_table(report, width=min(100, terminal._tw.fullwidth)):
+        terminal.write_line(line, **_markup(line))
+    for problem in report.problems:
+        terminal.write_line(f"! {problem}", yellow=True)
+    shown = directory.relative_to(root) if directory.is_relative_to(root) else directory
+    good = report.exit_code == 0
+    sentence = headline(report.verdicts, report.engines, report.problems)
+    terminal.write_line(f"{sentence}. Exit code {report.exit_code}.", bold=True, green=good, red=not good)
+    terminal.write_line(f"Report: {shown / 'report.md'}, {shown / 'report.json'}")
+
+
+def _markup(line: str) -> dict[str, bool]:
+    """Colour with meaning only: the verdict at the end of a line decides."""
+    last = line.rstrip()
+    if last.endswith((" FAIL", " INVALID")):
+        return {"red": True}
+    if last.endswith(" INCONCLUSIVE"):
+        return {"yellow": True}
+    return {"green": True} if last.endswith(" PASS") else {}
+
+
+def _interrupted(session: pytest.Session, facts: RunFacts) -> bool:
+    """True when part of the suite was not meant to run, or could not finish: then no limit is missed."""
+    return bool(facts.partial or session.shouldstop or session.shouldfail or session.exitstatus not in (0, 1))
+
+
+def _unrecorded_limits(run: Session) -> tuple[str, ...]:
+    """Limits that apply to something here and that no test of the whole suite looked at."""
+    from pytest_vllmperf.domain.thresholds import applicable, covers
+
+    judged = run.evidence.verdicts
+    here = run.environment.hardware
+    models = {e.name: e.model_name for e in run.selected_engines.values()}
+    return tuple(
+        f"{limit.where}: {limit.metric} {limit.text} applies here, but {limit.metric} was never judged"
+        for table, limit in applicable(run.thresholds, hardware=here, models=models)
+        if not any(covers(table, limit, v, hardware=here, models=models) for v in judged)
+    )
+
+
+def _nothing_judged(outcome: Any, engines: tuple[EngineReport, ...]) -> tuple[str, ...]:
+    if outcome.judged or outcome.record_only:
+        return ()
+    skipped = [f"{e.name}: {e.reason}" for e in engines if e.state == "skipped"]
+    if engines and len(skipped) == len(engines):
+        return ("nothing was judged: every engine was skipped (" + "; ".join(skipped) + ")",)
+    return (
+        "nothing was judged: no limit in the thresholds file matches this hardware, model, engine and workload "
+        "(--vllmperf-record-only if that is meant)",
+    )
+
+
+def _engine_reports(run: Session) -> tuple[EngineReport, ...]:
+    return tuple(run.evidence.engines[n] for n in run.selected_engines if n in run.evidence.engines)
+
+
+def _report(
+    run: Session,
+    engines: tuple[EngineReport, ...],
+    verdicts: tuple[Verdict, ...],
+    problems: tuple[str, ...],
+    status: int,
+) -> Report:
+    from pytest_vllmperf.domain.report import Report
+
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return Report(
+        started_at=run.started_at.isoformat(timespec="seconds"),
+        duration_s=(now - run.started_at).total_seconds(),
+        environment=run.environment,
+        engines=engines,
+        summaries=tuple(run.evidence.summaries.values()),
+        verdicts=verdicts,
+        problems=problems,
+        exit_code=status,
+    )
+
+
+def _history_extra(report: Report) -> dict[str, object]:
+    here = report.environment
+    return {
+        "hardware": here.hardware,
+        "vllm": here.packages.get("vllm"),
+        "commit": here.commit,
+        "started_at": report.started_at,
+        "exit_code": report.exit_code,
+        "outcomes": {f"{v.engine}/{v.workload}::{v.metric}": str(v.outcome) for v in report.verdicts},
+    }

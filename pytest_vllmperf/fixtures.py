@@ -1,0 +1,154 @@
+"""The fixtures, and nothing else. Expensive things have session scope; judging is done inside the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_vllmperf.session import Evidence, Session
+
+if TYPE_CHECKING:
+    from pytest_vllmperf.domain.engine import EngineHandle
+    from pytest_vllmperf.domain.quality import QualityTask
+    from pytest_vllmperf.domain.summary import Summary
+    from pytest_vllmperf.domain.workload import Workload
+
+SESSION = pytest.StashKey[Session]()
+EVIDENCE = pytest.StashKey[Evidence]()
+
+
+def _evidence(node: pytest.Item) -> Evidence:
+    return node.stash.setdefault(EVIDENCE, Evidence())
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(request: pytest.FixtureRequest) -> Iterator[EngineHandle]:
+    """A live engine, once for each engine of the matrix; launched once in a run.
+
+    Session scope because a start takes half a minute; tests are ordered so that each engine's stand
+    together, and the engine is stopped before the next one starts (they may need the same GPU).
+    """
+    from pytest_vllmperf.errors import EngineError, EngineUnavailable
+
+    session = request.config.stash[SESSION]
+    name: str = request.param
+    try:
+        handle = session.pool.acquire(name)
+    except EngineUnavailable as error:
+        if session.must_run(error):
+            pytest.fail(f"{error} (a GPU is required here: --vllmperf-require-gpu)", pytrace=False)
+        pytest.skip(str(error))
+    except EngineError as error:
+        pytest.fail(str(error), pytrace=False)
+    yield handle
+    session.pool.release(name)
+
+
+@pytest.fixture
+def vllm_measure(
+    request: pytest.FixtureRequest, vllm_engine: EngineHandle
+) -> Callable[[str | Workload], Summary]:
+    """``vllm_measure("burst")`` drives a workload against the engine and returns its Summary.
+
+    A workload is measured once for each engine: tests that ask for the same one look at the same
+    measurement from different sides.
+    """
+    session = request.config.stash[SESSION]
+
+    def measure_once(workload: str | Workload) -> Summary:
+        from pytest_vllmperf.measurement import measure
+
+        asked = session.workload(workload)
+        key = (vllm_engine.name, asked.name)
+        if key not in session.measured:
+            session.pool.ensure_alive(vllm_engine.name)
+            session.measured[key] = measure(
+                vllm_engine, asked, gpu_uuids=session.pool.gpu_uuids(vllm_engine.name), progress=session.progress
+            )
+        return _taken(request.node, session.measured[key])
+
+    return _plain_errors(measure_once)
+
+
+@pytest.fixture
+def vllm_start_up(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> Summary:
+    """How the engine's launch went: ``time_to_ready`` and ``first_request_ttft``."""
+    from pytest_vllmperf.measurement import start_up_summary
+
+    return _taken(request.node, start_up_summary(vllm_engine))
+
+
+@pytest.fixture
+def vllm_evaluate(
+    request: pytest.FixtureRequest, vllm_engine: EngineHandle
+) -> Callable[[str | QualityTask], Summary]:
+    """``vllm_evaluate("gsm8k")`` lets the engine answer a quality task and returns its Summary."""
+    session = request.config.stash[SESSION]
+
+    def evaluate_once(task: str | QualityTask) -> Summary:
+        from pytest_vllmperf.errors import TaskError
+        from pytest_vllmperf.evaluation import evaluate
+
+        if isinstance(task, str) and task not in session.tasks:
+            raise TaskError(f"quality task {task!r} is not declared; declared: {', '.join(session.tasks) or 'none'}")
+        asked = session.tasks[task] if isinstance(task, str) else task
+        key = (vllm_engine.name, asked.name)
+        if key not in session.measured:
+            session.pool.ensure_alive(vllm_engine.name)
+            session.progress(f"{vllm_engine.name}: {asked.name}: {asked.questions} questions")
+            session.measured[key] = evaluate(vllm_engine, asked)
+        return _taken(request.node, session.measured[key])
+
+    return _plain_errors(evaluate_once)
+
+
+@pytest.fixture
+def vllm_quality_task(request: pytest.FixtureRequest) -> QualityTask:
+    """Each declared quality task in turn."""
+    return request.config.stash[SESSION].tasks[request.param]
+
+
+@pytest.fixture
+def vllm_check(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """``vllm_check(summary, "ttft_mean", …)`` judges metrics against ``thresholds.toml``.
+
+    A missed limit fails the test; a broken measurement makes it INVALID; a metric without a limit is
+    recorded and shown. Of a load measurement the ``error_rate`` is always judged, against 0 where the
+    file says nothing: latencies of the survivors alone are no result.
+    """
+    session = request.config.stash[SESSION]
+
+    def check(summary: Summary, *metrics: str) -> None:
+        __tracebackhide__ = True
+        from pytest_vllmperf.domain.gate import failure_message, judge_all
+
+        verdicts = judge_all(session.thresholds, session.subject(summary), summary, metrics)
+        _evidence(request.node).add(Evidence(verdicts=verdicts))
+        message = failure_message(summary, verdicts, inconclusive_fails=session.thresholds.inconclusive == "fail")
+        if message is not None:
+            pytest.fail(message, pytrace=False)
+
+    return check
+
+
+def _taken(node: pytest.Item, summary: Summary) -> Summary:
+    """Note ``summary`` as evidence of the running test: what was measured must reach the report."""
+    _evidence(node).summaries[summary.engine, summary.workload] = summary
+    return summary
+
+
+def _plain_errors(function: Callable[..., Summary]) -> Callable[..., Summary]:
+    """Turn this package's own errors into failures without a traceback: their messages are complete."""
+
+    def guarded(asked: object) -> Summary:
+        __tracebackhide__ = True
+        from pytest_vllmperf.errors import VllmPerfError
+
+        try:
+            return function(asked)
+        except VllmPerfError as error:
+            pytest.fail(str(error), pytrace=False)
+
+    return guarded

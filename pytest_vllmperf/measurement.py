@@ -1,0 +1,188 @@
+"""One measurement: warm the engine up, drive the load, watch memory and counters, summarize."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from pytest_vllmperf.domain.engine import EngineHandle
+from pytest_vllmperf.domain.records import MemorySample, ServerCounters
+from pytest_vllmperf.domain.summary import Summary, summarize
+from pytest_vllmperf.domain.workload import Workload
+
+__all__ = ["Watch", "measure", "start_up_summary", "token_range", "warm_up_of"]
+
+Progress = Callable[[str], None]
+
+_HOST_PERIOD_S = 1.0
+"""Reading a proportional set size walks page tables (milliseconds for a few GiB): once a second is enough for a peak."""
+_COUNTER_PERIOD_S = 0.5
+_DEVICE_PERIOD_S = 0.05
+_WARM_UP_SEED = 7_919
+"""Added to a workload's seed for its warm-up, so that no measured prompt has been seen before."""
+_FIRST_WORD_TOKEN = 259
+"""In byte-level vocabularies the first ids are specials and single bytes; text of those may be invisible."""
+_UNKNOWN_VOCABULARY = 10_000
+
+
+def measure(
+    engine: EngineHandle,
+    workload: Workload,
+    *,
+    gpu_uuids: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Summary:
+    """Measure ``workload`` on a live engine.
+
+    The warm-up has the workload's own lengths and concurrency with other prompts and counts for nothing:
+    the first burst after a start is the slowest by far.
+
+    Raises:
+        LoadProcessError: The load process died; nothing was measured.
+    """
+    from pytest_vllmperf.adapters.control_client import ControlClient
+    from pytest_vllmperf.load.driver import run_load
+
+    asked = workload.on(engine.device)
+    tell = progress or (lambda _line: None)
+    load = {
+        "base_url": engine.base_url,
+        "model": engine.model_name,
+        "api_key": engine.api_key,
+        "token_range": token_range(engine.config.model),
+    }
+    warm_up = warm_up_of(asked)
+    tell(f"{engine.name}: {asked.name}: warm-up, {warm_up.describe()}")
+    run_load(warm_up, seed=warm_up.seed, **load)
+    tell(f"{engine.name}: {asked.name}: {asked.describe()}")
+    with ControlClient(engine.base_url, engine.api_key) as control:
+        watch = Watch(pid=engine.pid, gpu_uuids=tuple(gpu_uuids), counters=control.counters)
+        before = control.counters()
+        with watch:
+            run = run_load(asked, seed=asked.seed, **load)
+        after = control.counters()
+    summary = summarize(
+        run,
+        engine=engine.name,
+        model=engine.model_name,
+        workload=asked,
+        memory=watch.memory,
+        before=before,
+        during=watch.scrapes,
+        after=after,
+        device_memory_missing="no GPU" if not gpu_uuids else "the driver did not tell",
+    )
+    tell(f"{engine.name}: {asked.name}: {summary.completed}/{summary.requests} requests in {summary.duration_s:.1f} s")
+    return replace(summary, warnings=(*summary.warnings, *watch.failures))
+
+
+def warm_up_of(workload: Workload) -> Workload:
+    """The unmeasured opening of ``workload``: same lengths, one request for each slot, all at once."""
+    slots = workload.max_concurrency or 2
+    return replace(
+        workload,
+        requests=min(workload.requests, slots),
+        request_rate=None,
+        max_concurrency=slots,
+        seed=workload.seed + _WARM_UP_SEED,
+    )
+
+
+def token_range(model: str) -> tuple[int, int]:
+    """Ids prompts are drawn from, as ``[low, high)``: ordinary words, neither specials nor single bytes.
+
+    Large vocabularies keep their specials at the end, so the last tenth is left out there.
+    """
+    from pytest_vllmperf.adapters.model_files import vocabulary_size
+
+    size = vocabulary_size(model) or _UNKNOWN_VOCABULARY
+    if size <= 2 * _FIRST_WORD_TOKEN:
+        return min(_FIRST_WORD_TOKEN, size // 2), size
+    return _FIRST_WORD_TOKEN, size - size // 10
+
+
+def start_up_summary(engine: EngineHandle) -> Summary:
+    """How the launch went, as a Summary that limits can judge (workload ``startup``)."""
+    from pytest_vllmperf.domain.summary import metric_values
+
+    start = engine.start_up
+    cold = {True: "cold: compile cache built", False: "warm: compile cache found", None: "nothing compiled"}[start.cold]
+    ready_s = start.time_to_ready_ns * 1e-9
+    return Summary(
+        engine=engine.name,
+        workload="startup",
+        kind="startup",
+        model=engine.model_name,
+        description=f"launch until the first token ({cold})",
+        requests=1,
+        completed=1,
+        failures={},
+        duration_s=ready_s,
+        metrics=metric_values(
+            distributions={},
+            scalars={"time_to_ready": ready_s, "first_request_ttft": start.first_request_ttft_ns * 1e-9},
+        ),
+        invalid=(),
+        warnings=(),
+        facts={"cold": start.cold, "version": engine.version},
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class Watch:
+    """Samples memory and server counters in a thread while the body of ``with`` runs.
+
+    A sample that cannot be taken is None in its record; an exception ends that kind of sampling and is
+    told in ``failures``, never raised into the measurement.
+    """
+
+    pid: int
+    gpu_uuids: tuple[str, ...]
+    counters: Callable[[], ServerCounters]
+    memory: list[MemorySample] = field(default_factory=list)
+    scrapes: list[ServerCounters] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def __enter__(self) -> Watch:
+        jobs = [("host memory", self._sample_host, _HOST_PERIOD_S), ("counters", self._scrape, _COUNTER_PERIOD_S)]
+        if self.gpu_uuids:
+            jobs.append(("device memory", self._sample_device, _DEVICE_PERIOD_S))
+        for name, job, period_s in jobs:
+            thread = threading.Thread(target=self._repeat, args=(name, job, period_s), name=f"watch {name}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _repeat(self, name: str, job: Callable[[], None], period_s: float) -> None:
+        """Run ``job`` at once, then every period, and once more at the end: short runs get two samples."""
+        try:
+            job()
+            while not self._stop.wait(period_s):
+                job()
+            job()
+        except Exception as error:  # noqa: BLE001 - doubt is data: a broken sampler must not end the measurement
+            self.failures.append(f"{name} was not sampled to the end: {type(error).__name__}: {error}")
+
+    def _sample_host(self) -> None:
+        from pytest_vllmperf.adapters.host_memory import process_tree_pss_bytes
+
+        host = process_tree_pss_bytes(self.pid)
+        self.memory.append(MemorySample(at_ns=time.monotonic_ns(), host_bytes=host, device_bytes=None))
+
+    def _sample_device(self) -> None:
+        from pytest_vllmperf.adapters.gpu import device_memory_bytes
+
+        device = device_memory_bytes(self.gpu_uuids)
+        self.memory.append(MemorySample(at_ns=time.monotonic_ns(), host_bytes=None, device_bytes=device))
+
+    def _scrape(self) -> None:
+        self.scrapes.append(self.counters())

@@ -1,0 +1,227 @@
+"""The state of one pytest session: the matrix, the limits, the pool, and what was measured.
+
+One :class:`Session` lives in ``config.stash`` of every pytest process that has engines declared. What a
+test measured and judged is gathered in its :class:`Evidence`, which rides on the test's report to the
+controller, so that one process and many workers go the same way.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pytest_vllmperf.domain.engine import EngineConfig
+from pytest_vllmperf.domain.workload import BUILT_IN_WORKLOADS, Workload
+from pytest_vllmperf.errors import ConfigError, EngineConfigError, EngineUnavailable, WorkloadError
+
+if TYPE_CHECKING:
+    from pytest_vllmperf.domain.environment import Environment
+    from pytest_vllmperf.domain.quality import QualityTask
+    from pytest_vllmperf.domain.report import EngineReport
+    from pytest_vllmperf.domain.summary import Summary
+    from pytest_vllmperf.domain.thresholds import Subject, Thresholds, Verdict
+    from pytest_vllmperf.pool import EnginePool
+
+__all__ = ["Evidence", "Options", "Session", "named"]
+
+Named = TypeVar("Named", EngineConfig, Workload, "QualityTask")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line and the ini file said, parsed once."""
+
+    root: Path
+    thresholds_path: Path
+    report_directory: Path
+    engines: tuple[str, ...]
+    record_only: bool
+    require_gpu: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Evidence:
+    """What one test (or several, on the controller) measured, judged and launched."""
+
+    summaries: dict[tuple[str, str], Summary] = field(default_factory=dict)
+    verdicts: list[Verdict] = field(default_factory=list)
+    engines: dict[str, EngineReport] = field(default_factory=dict)
+
+    def add(self, other: Evidence) -> None:
+        """Take over everything of ``other``; a later judgement of the same value replaces the earlier."""
+        self.summaries.update(other.summaries)
+        self.engines.update(other.engines)
+        merged = {(v.engine, v.workload, v.metric): v for v in (*self.verdicts, *other.verdicts)}
+        self.verdicts = list(merged.values())
+
+    def to_builtins(self) -> dict[str, Any]:
+        """Plain JSON types only: anything else breaks the way from a worker to the controller silently."""
+        import msgspec
+
+        plain = msgspec.to_builtins(
+            {
+                "summaries": list(self.summaries.values()),
+                "verdicts": self.verdicts,
+                "engines": list(self.engines.values()),
+            },
+            str_keys=True,
+        )
+        loaded: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plain))
+        return loaded
+
+    @classmethod
+    def from_builtins(cls, plain: Mapping[str, Any]) -> Evidence:
+        """The reverse of :meth:`to_builtins`."""
+        import msgspec
+
+        from pytest_vllmperf.domain.report import EngineReport
+        from pytest_vllmperf.domain.summary import Summary
+        from pytest_vllmperf.domain.thresholds import Verdict
+
+        summaries = msgspec.convert(plain["summaries"], list[Summary])
+        engines = msgspec.convert(plain["engines"], list[EngineReport])
+        return cls(
+            summaries={(s.engine, s.workload): s for s in summaries},
+            verdicts=msgspec.convert(plain["verdicts"], list[Verdict]),
+            engines={e.name: e for e in engines},
+        )
+
+
+@dataclass(kw_only=True)
+class Session:
+    """Everything the fixtures and hooks of one pytest process share."""
+
+    options: Options
+    engines: Mapping[str, EngineConfig]
+    workloads: Mapping[str, Workload]
+    tasks: Mapping[str, QualityTask]
+    progress: Callable[[str], None]
+    evidence: Evidence = field(default_factory=Evidence)
+    started_at: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.timezone.utc))
+    measured: dict[tuple[str, str], Summary] = field(default_factory=dict)
+
+    @cached_property
+    def selected_engines(self) -> dict[str, EngineConfig]:
+        """The engines of this run: all, or those named by ``--vllmperf-engine``.
+
+        Raises:
+            EngineConfigError: A name on the command line is not in the matrix.
+        """
+        wanted = self.options.engines
+        for name in wanted:
+            if name not in self.engines:
+                raise EngineConfigError(
+                    f"--vllmperf-engine={name}: no such engine; declared: {', '.join(self.engines) or 'none'}"
+                )
+        return {n: e for n, e in self.engines.items() if not wanted or n in wanted}
+
+    @cached_property
+    def thresholds(self) -> Thresholds:
+        """The limits, read and checked once. A missing file means no limits unless one was named."""
+        from pytest_vllmperf.adapters.threshold_file import read_thresholds
+        from pytest_vllmperf.domain.thresholds import Thresholds
+
+        path = self.options.thresholds_path
+        if not path.exists() and path == self.options.root / "thresholds.toml":
+            return Thresholds(quality_tasks={}, path=None)
+        return read_thresholds(path, engines=self.engines, workloads=(*self.workloads, *self.tasks, "startup"))
+
+    @cached_property
+    def environment(self) -> Environment:
+        """Facts of this machine. The first use looks for GPUs, so collecting tests never asks."""
+        from pytest_vllmperf.adapters.environment import gather_environment
+        from pytest_vllmperf.adapters.gpu import driver_version, list_gpus
+
+        return gather_environment(self.options.root, gpus=list_gpus(), driver=driver_version())
+
+    @cached_property
+    def pool(self) -> EnginePool:
+        """The launched engines of this process."""
+        from pytest_vllmperf.pool import EnginePool
+
+        return EnginePool(
+            engines=self.engines,
+            environment=self.environment,
+            directory=self.options.report_directory / "logs",
+            progress=self.progress,
+        )
+
+    @property
+    def pool_started(self) -> bool:
+        """True once anything was launched."""
+        return "pool" in self.__dict__
+
+    def workload(self, workload: str | Workload) -> Workload:
+        """Look a workload up by name, or take one as it is.
+
+        Raises:
+            WorkloadError: The name is unknown.
+        """
+        if isinstance(workload, Workload):
+            return workload
+        if workload not in self.workloads:
+            raise WorkloadError(f"workload {workload!r} is unknown; known: {', '.join(self.workloads)}")
+        return self.workloads[workload]
+
+    def subject(self, summary: Summary) -> Subject:
+        """The four keys that limits match on, for what ``summary`` measured here."""
+        from pytest_vllmperf.domain.thresholds import Subject
+
+        return Subject(
+            hardware=self.environment.hardware, model=summary.model, engine=summary.engine, workload=summary.workload
+        )
+
+    def must_run(self, error: EngineUnavailable) -> bool:
+        """True when an engine this machine cannot run is a failure rather than a skip."""
+        return self.options.require_gpu
+
+    def check_limits_resolve(self) -> None:
+        """Find every tie between limits before anything is launched.
+
+        Raises:
+            LimitTie: Two tables claim one value equally.
+        """
+        from pytest_vllmperf.domain.thresholds import Subject, resolve
+
+        hardware = self.environment.hardware
+        metrics = {name for table in self.thresholds.tables for name in table.limits}
+        for engine in self.selected_engines.values():
+            for workload in (*self.workloads, *self.tasks, "startup"):
+                subject = Subject(hardware=hardware, model=engine.model_name, engine=engine.name, workload=workload)
+                for metric in sorted(metrics):
+                    resolve(self.thresholds, subject, metric)
+
+
+def named(batches: Iterable[Iterable[Named]], kind: type[Named], *, hook: str, replaces: bool = False) -> dict[str, Named]:
+    """Put what a hook's implementations returned under their names.
+
+    Args:
+        batches: One iterable for each implementation.
+        kind: What its items must be.
+        hook: The hook's name, for messages.
+        replaces: Whether a later item of the same name may take the place of an earlier one.
+
+    Raises:
+        ConfigError: Something else than ``kind`` was returned, or a name was used twice.
+    """
+    found: dict[str, Named] = {}
+    for batch in batches:
+        if isinstance(batch, kind) or not isinstance(batch, Iterable):
+            raise ConfigError(f"{hook} must return a list of {kind.__name__}, got {batch!r}")
+        for item in batch:
+            if not isinstance(item, kind):
+                raise ConfigError(f"{hook} must return {kind.__name__} objects, got {item!r}")
+            if item.name in found and not replaces:
+                raise ConfigError(f"{hook}: the name {item.name!r} is used twice; give each its own")
+            found[item.name] = item
+    return found
+
+
+def workloads_by_name(batches: Iterable[Iterable[Workload]]) -> dict[str, Workload]:
+    """The built-in workloads and the user's; a user's one of the same name takes its place."""
+    own = named(batches, Workload, hook="pytest_vllmperf_workloads")
+    return {**{w.name: w for w in BUILT_IN_WORKLOADS}, **own}
