@@ -1,0 +1,16 @@
+"""Shared by all tests: pytester, and the fake engine as an EngineConfig's command."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
+
+
+@pytest.fixture
+def fake_command() -> tuple[str, ...]:
+    """Launch command of a real subprocess that speaks vLLM's API on a scripted token schedule."""
+    return (sys.executable, str(FAKE_ENGINE))
