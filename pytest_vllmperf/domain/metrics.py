@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pytest_vllmperf.errors import UnknownMetric
 
-__all__ = ["METRICS", "STATISTICS", "Better", "Metric", "Statistic", "metric", "register_metric"]
+__all__ = ["METRICS", "STATISTICS", "Better", "Metric", "Statistic", "judgeable_metric", "metric", "register_metric"]
 
 
 class Better(str, enum.Enum):
@@ -28,8 +28,9 @@ class Statistic:
     """One way to reduce a distribution.
 
     ``minimum_samples``: with fewer samples it is shown and never judged. For a percentile it is the
-    count from which its upper bound is an observed value rather than an extrapolation: the smallest n
-    with 1 - q^n >= 0.95 (p90, p95), and for p99 the 459 that MLPerf's early-stopping rule demands.
+    count from which its upper bound is an observed value rather than an extrapolation. That holds once
+    1 - q^n reaches the confidence asked for: 95 % for p90 and p95 (29 and 59, rounded up to tens), and
+    for p99 the 99 % of MLPerf's early-stopping rule (459).
     """
 
     name: str
@@ -78,6 +79,14 @@ class Metric:
         """Samples below which it is shown, not judged."""
         return STATISTICS[self.statistic].minimum_samples if self.statistic else 1
 
+    @property
+    def label(self) -> str:
+        """The name in prose: ``TTFT p99``, ``output throughput``."""
+        return " ".join(w.upper() if w in _ACRONYMS else w for w in self.name.split("_"))
+
+
+_ACRONYMS = frozenset(("ttft", "ttfb", "itl", "tpot", "e2el", "kv"))
+
 
 def _distribution(name: str, unit: str, better: Better, tolerance: float, formula: str) -> tuple[Metric, ...]:
     whole = Metric(
@@ -118,7 +127,9 @@ METRICS: dict[str, Metric] = {
         _distribution("service_e2el", "s", _LOW, 0.05, "last token event - request written"),
         _distribution("per_request_throughput", "tok/s", _HIGH, 0.05, "output tokens of a request / its service_e2el"),
         _scalar("output_throughput", "tok/s", _HIGH, 0.05, "output tokens / (last token event - first dispatch)"),
-        _scalar("total_throughput", "tok/s", _HIGH, 0.05, "(input + output tokens) / (last token event - first dispatch)"),
+        _scalar(
+            "total_throughput", "tok/s", _HIGH, 0.05, "(input + output tokens) / (last token event - first dispatch)"
+        ),
         _scalar("request_throughput", "req/s", _HIGH, 0.05, "completed requests / (last token event - first dispatch)"),
         _scalar("peak_output_throughput", "tok/s", _HIGH, 0.05, "output tokens of the best 1 s window / 1 s"),
         _scalar("goodput", "req/s", _HIGH, 0.05, "requests meeting every stated service level / window"),
@@ -140,7 +151,7 @@ def metric(name: str) -> Metric:
     """Look ``name`` up.
 
     Raises:
-        UnknownMetric: With the nearest names; for a distribution's bare name, its statistics.
+        UnknownMetric: With the nearest names, or all of them.
     """
     try:
         return METRICS[name]
@@ -148,6 +159,19 @@ def metric(name: str) -> Metric:
         near = difflib.get_close_matches(name, METRICS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(METRICS))}"
         raise UnknownMetric(f"metric {name!r} is unknown; {hint}") from None
+
+
+def judgeable_metric(name: str) -> Metric:
+    """Look up a metric that has one value for a run, as limits need.
+
+    Raises:
+        UnknownMetric: Not in the catalogue; or a bare distribution, whose statistics the message lists.
+    """
+    entry = metric(name)
+    if entry.distribution:
+        statistics = ", ".join(f"{name}_{s}" for s in STATISTICS)
+        raise UnknownMetric(f"metric {name!r} is a distribution; judge one of its statistics: {statistics}")
+    return entry
 
 
 def register_metric(

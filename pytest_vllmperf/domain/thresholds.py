@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+import math
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-from pytest_vllmperf.domain.summary import Summary
+from pytest_vllmperf.domain.metrics import Metric, judgeable_metric
+from pytest_vllmperf.domain.units import format_quantity
+from pytest_vllmperf.errors import LimitTie
 
-__all__ = ["Limit", "LimitTable", "Match", "Outcome", "Subject", "Thresholds", "Verdict", "judge", "resolve"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_vllmperf.domain.summary import Summary
+
+__all__ = [
+    "Limit",
+    "LimitTable",
+    "Match",
+    "Outcome",
+    "Subject",
+    "Thresholds",
+    "Verdict",
+    "applicable",
+    "covers",
+    "is_glob",
+    "judge",
+    "resolve",
+]
 
 
 class Outcome(str, enum.Enum):
     """What a judgement says. Only PASS is green."""
 
-    PASS = "PASS"
+    PASS = "PASS"  # noqa: S105 (an outcome, no password)
     FAIL = "FAIL"
     INCONCLUSIVE = "INCONCLUSIVE"
     """Too little evidence for either."""
@@ -46,6 +68,33 @@ class Match:
     engine: str | None = None
     workload: str | None = None
 
+    def specificity(self, subject: Subject) -> tuple[int, int] | None:
+        """Keys given exactly and keys given by glob; None when ``subject`` does not match.
+
+        A key that equals the subject's is exact even where it holds ``* ? [``.
+        """
+        exact = globs = 0
+        for key in MATCH_KEYS:
+            given, actual = getattr(self, key), getattr(subject, key)
+            if given is None:
+                continue
+            if given == actual:
+                exact += 1
+            elif is_glob(given) and fnmatchcase(actual, given):
+                globs += 1
+            else:
+                return None
+        return exact, globs
+
+
+MATCH_KEYS = ("hardware", "model", "engine", "workload")
+"""What a ``match`` may name."""
+
+
+def is_glob(pattern: str) -> bool:
+    """True when ``pattern`` can match more than itself."""
+    return any(c in pattern for c in "*?[")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
@@ -62,6 +111,11 @@ class Limit:
     required: bool
     where: str
     text: str
+
+    @property
+    def absolute(self) -> bool:
+        """True when it bounds a value; a ``tolerance`` alone does not."""
+        return self.maximum is not None or self.minimum is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,3 +161,136 @@ class Verdict:
         if self.outcome is Outcome.INCONCLUSIVE:
             return inconclusive_fails or (self.limit is not None and self.limit.required)
         return self.outcome in (Outcome.FAIL, Outcome.INVALID)
+
+
+def resolve(thresholds: Thresholds, subject: Subject, metric: str) -> Limit | None:
+    """The limit for one metric of ``subject``, or None.
+
+    Of the matching tables that bound this metric, the one with most keys given exactly wins, then the one
+    with most keys given by glob.
+
+    Raises:
+        LimitTie: Two tables are left; the message names both.
+    """
+    found: list[tuple[tuple[int, int], LimitTable, Limit]] = []
+    for table in thresholds.tables:
+        limit = table.limits.get(metric)
+        rank = table.match.specificity(subject)
+        if limit is not None and limit.absolute and rank is not None:
+            found.append((rank, table, limit))
+    if not found:
+        return None
+    best = max(rank for rank, _, _ in found)
+    winners = [(table, limit) for rank, table, limit in found if rank == best]
+    if len(winners) > 1:
+        tables = " and ".join(f"{table.where} ({limit.text})" for table, limit in winners)
+        raise LimitTie(
+            f"{metric} of engine {subject.engine!r}, workload {subject.workload!r}, model {subject.model!r} on "
+            f"{subject.hardware!r} is claimed equally by {tables}: each gives {best[0]} keys exactly and {best[1]} "
+            "by glob; give one of them another key in its match"
+        )
+    return winners[0][1]
+
+
+def applicable(
+    thresholds: Thresholds, *, hardware: str, models: Mapping[str, str]
+) -> tuple[tuple[LimitTable, Limit], ...]:
+    """Every limit that could bound something measured here, with its table, in the order of the file.
+
+    Args:
+        thresholds: The whole file.
+        hardware: This machine's, as limits match it.
+        models: Model name by engine name, for the engines of this run. Workloads are left open: the
+            limits returned are meant to be checked off with :func:`covers`.
+    """
+    return tuple(
+        (table, limit)
+        for table in thresholds.tables
+        if any(_matches_apart_from_workload(table.match, hardware, engine, model) for engine, model in models.items())
+        for limit in table.limits.values()
+        if limit.absolute
+    )
+
+
+def _matches_apart_from_workload(match: Match, hardware: str, engine: str, model: str) -> bool:
+    subject = Subject(hardware=hardware, model=model, engine=engine, workload=match.workload or "")
+    return match.specificity(subject) is not None
+
+
+def covers(table: LimitTable, limit: Limit, verdict: Verdict, *, hardware: str, models: Mapping[str, str]) -> bool:
+    """True when ``verdict`` looked at a value that ``limit`` of ``table`` is for, even if another limit won."""
+    model = models.get(verdict.engine)
+    if model is None or verdict.metric != limit.metric:
+        return False
+    subject = Subject(hardware=hardware, model=model, engine=verdict.engine, workload=verdict.workload)
+    return table.match.specificity(subject) is not None
+
+
+def judge(summary: Summary, metric: str, limit: Limit | None) -> Verdict:
+    """Judge one metric of one measurement against ``limit``.
+
+    A broken measurement is INVALID; so is a value that is missing although a limit asks for it. Too few
+    samples for the statistic are NOT JUDGED, or INCONCLUSIVE where the limit is ``required``.
+
+    Raises:
+        UnknownMetric: ``metric`` is not in the catalogue, or is a bare distribution.
+    """
+    entry = judgeable_metric(metric)
+    measured = summary.metrics.get(metric)
+    value = measured.value if measured is not None else None
+    if value is not None and not math.isfinite(value):
+        value = None
+    n = measured.n if measured is not None else 0
+    missing = (measured.missing if measured is not None else None) or "this measurement does not include it"
+    outcome, reason = _judged(summary, entry, value, n, missing, limit)
+    return Verdict(
+        outcome=outcome,
+        engine=summary.engine,
+        workload=summary.workload,
+        metric=metric,
+        value=value,
+        n=n,
+        limit=limit,
+        reason=reason,
+    )
+
+
+def _judged(
+    summary: Summary, entry: Metric, value: float | None, n: int, missing: str, limit: Limit | None
+) -> tuple[Outcome, str]:
+    if summary.invalid:
+        more = len(summary.invalid) - 1
+        return Outcome.INVALID, summary.invalid[0] + (f" (and {more} more)" if more else "")
+    if limit is None:
+        return Outcome.NOT_JUDGED, "no limit matches"
+    if value is None:
+        return Outcome.INVALID, f"{entry.label} was not measured: {missing}"
+    if n < entry.minimum_samples:
+        outcome = Outcome.INCONCLUSIVE if limit.required else Outcome.NOT_JUDGED
+        return outcome, f"{entry.label} not judged, n = {n} ({entry.statistic or 'it'} needs {entry.minimum_samples})"
+    return _compared(entry, value, limit)
+
+
+def _compared(entry: Metric, value: float, limit: Limit) -> tuple[Outcome, str]:
+    """PASS or FAIL, with a reason such as ``TTFT mean 412 ms exceeds ≤ 300 ms by 37 %``."""
+    for bound, verb, missed in (
+        (limit.maximum, "exceeds", limit.maximum is not None and value > limit.maximum),
+        (limit.minimum, "falls below", limit.minimum is not None and value < limit.minimum),
+    ):
+        if missed and bound is not None:
+            by = f" by {format_quantity(abs(value - bound) / bound, unit='ratio', digits=2)}" if bound else ""
+            return Outcome.FAIL, f"{entry.label} {_told_apart(value, bound, entry.unit)} {verb} {limit.text}{by}"
+    return Outcome.PASS, f"{entry.label} {format_quantity(value, unit=entry.unit)} meets {limit.text}"
+
+
+def _told_apart(value: float, bound: float, unit: str) -> str:
+    """``value`` with as many digits as it takes to look different from the bound it missed."""
+    return next(
+        (
+            text
+            for digits in range(3, 17)
+            if (text := format_quantity(value, unit=unit, digits=digits))
+            != format_quantity(bound, unit=unit, digits=digits)
+        ),
+        repr(value),
+    )
