@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_vllmperf.domain.environment import Environment
-from pytest_vllmperf.domain.metrics import METRICS
-from pytest_vllmperf.domain.summary import Summary
+from pytest_vllmperf.domain.environment import Environment  # noqa: TC001 - decoding a report reads annotations
+from pytest_vllmperf.domain.metrics import metric
+from pytest_vllmperf.domain.summary import Summary  # noqa: TC001 - as above
 from pytest_vllmperf.domain.thresholds import Outcome, Verdict
 from pytest_vllmperf.domain.units import format_quantity
 
-__all__ = ["EngineReport", "Report", "Row", "headline", "rows"]
+__all__ = ["EngineReport", "Report", "Row", "headline", "plain", "rows"]
+
+_REDACTED = "[redacted]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +24,9 @@ class EngineReport:
     """What became of one engine of the matrix.
 
     ``state`` is ``measured``, ``skipped`` or ``failed``; ``reason`` says why for the latter two.
-    ``launches`` counts launches in this run. Flags and command never hold a secret.
+    ``launches`` counts launches in this run. A report is written to disk and pasted into tickets, so
+    secrets are cut out on construction: values of variables and flags whose name ends in ``token``,
+    ``key``, ``secret`` or ``password`` (wherever they occur again), and passwords in URLs.
     """
 
     name: str
@@ -32,6 +38,43 @@ class EngineReport:
     version: str | None
     log_path: str | None
     launches: int
+
+    def __post_init__(self) -> None:
+        secrets = _secrets(self.env, self.command)
+        clean = {
+            "command": tuple(_redact(part, secrets) for part in self.command),
+            "env": {name: _redact(value, secrets) for name, value in self.env.items()},
+            "reason": None if self.reason is None else _redact(self.reason, secrets),
+        }
+        for attribute, value in clean.items():
+            object.__setattr__(self, attribute, value)
+
+
+_SECRET_NAME = re.compile(r"(?:^|[_-])(?:api[_-]?key|key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
+_URL_PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+def _secrets(env: Mapping[str, str], command: Sequence[str]) -> tuple[str, ...]:
+    """Values that must not be shown, longest first so that none hides part of another."""
+    found = {value for name, value in env.items() if _SECRET_NAME.search(name)}
+    for flag, following in zip(command, (*command[1:], ""), strict=True):
+        name, equals, value = flag.partition("=")
+        if name.startswith("-") and _SECRET_NAME.search(name):
+            found.add(value if equals else following)
+    return tuple(sorted(found - {"", _REDACTED}, key=len, reverse=True))
+
+
+_SHORTEST_SECRET = 6
+"""Anything shorter is replaced only where it is the whole text: it would turn up inside ordinary words."""
+
+
+def _redact(text: str, secrets: Sequence[str]) -> str:
+    if text in secrets:
+        return _REDACTED
+    for secret in secrets:
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, _REDACTED)
+    return _URL_PASSWORD.sub(_REDACTED, text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +93,11 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of the engine × workload × metric table, as text."""
+    """One line of the engine × workload × metric table, as text.
+
+    ``verdict`` is an outcome where something was judged, and otherwise says why the value is only
+    shown (``shown: no limit``, ``shown: n < 60``, ``not measured``).
+    """
 
     engine: str
     workload: str
@@ -61,46 +108,134 @@ class Row:
     verdict: str
 
 
+_WORST_FIRST = (Outcome.FAIL, Outcome.INVALID, Outcome.INCONCLUSIVE, Outcome.PASS, Outcome.NOT_JUDGED)
+
+
 def rows(report: Report) -> tuple[Row, ...]:
-    """The table: everything judged, in the order it was judged, each subject and metric once."""
-    table: dict[tuple[str, str, str], Row] = {}
-    for verdict in report.verdicts:
-        unit = METRICS[verdict.metric].unit
-        table[verdict.engine, verdict.workload, verdict.metric] = Row(
-            engine=verdict.engine,
-            workload=verdict.workload,
-            metric=verdict.metric,
-            value=format_quantity(verdict.value, unit=unit),
-            n=str(verdict.n),
-            limit=verdict.limit.text if verdict.limit else "",
-            verdict=_verdict_cell(verdict),
-        )
-    return tuple(table.values())
+    """The table, grouped by engine and workload; in each group what was judged stands before what is only shown.
+
+    A metric judged several times appears once, with its worst outcome. A measurement without any
+    verdict shows its scalars and the mean of each distribution, so that a first run has a table too.
+    """
+    verdicts = _worst_of_each(report.verdicts)
+    table: list[Row] = []
+    for engine, workload in _subjects(report):
+        mine = [v for v in verdicts if (v.engine, v.workload) == (engine, workload)]
+        table += [_judged_row(v) for v in sorted(mine, key=lambda v: v.outcome is Outcome.NOT_JUDGED)]
+        if not mine:
+            for summary in report.summaries:
+                if (summary.engine, summary.workload) == (engine, workload):
+                    table += _shown_rows(summary)
+    return tuple(table)
+
+
+def _subjects(report: Report) -> tuple[tuple[str, str], ...]:
+    """Every engine and workload there is something about, in order of measurement."""
+    pairs = [(s.engine, s.workload) for s in report.summaries] + [(v.engine, v.workload) for v in report.verdicts]
+    return tuple(dict.fromkeys(pairs))
+
+
+def _worst_of_each(verdicts: Iterable[Verdict]) -> tuple[Verdict, ...]:
+    """One verdict for each subject and metric: a later PASS never hides an earlier FAIL."""
+    worst: dict[tuple[str, str, str], Verdict] = {}
+    for verdict in verdicts:
+        key = (verdict.engine, verdict.workload, verdict.metric)
+        before = worst.get(key)
+        if before is None or _WORST_FIRST.index(verdict.outcome) < _WORST_FIRST.index(before.outcome):
+            worst[key] = verdict
+    return tuple(worst.values())
+
+
+def _judged_row(verdict: Verdict) -> Row:
+    return Row(
+        engine=verdict.engine,
+        workload=verdict.workload,
+        metric=verdict.metric,
+        value=_quantity(verdict.value, verdict.metric),
+        n=str(verdict.n),
+        limit=verdict.limit.text if verdict.limit else "",
+        verdict=_verdict_cell(verdict),
+    )
 
 
 def _verdict_cell(verdict: Verdict) -> str:
-    if verdict.outcome is Outcome.NOT_JUDGED:
-        return "no limit" if verdict.limit is None else f"not judged, n = {verdict.n}"
-    return str(verdict.outcome)
+    if verdict.outcome is not Outcome.NOT_JUDGED:
+        return str(verdict.outcome)
+    if verdict.value is None:
+        return "not measured"
+    if verdict.limit is None:
+        return "shown: no limit"
+    needed = metric(verdict.metric).minimum_samples
+    return f"shown: n < {needed}" if verdict.n < needed else "shown"
+
+
+def _shown_rows(summary: Summary) -> list[Row]:
+    verdict = str(Outcome.INVALID) if summary.invalid else "shown"
+    return [
+        Row(
+            engine=summary.engine,
+            workload=summary.workload,
+            metric=value.name,
+            value=_quantity(value.value, value.name),
+            n=str(value.n),
+            limit="",
+            verdict=verdict,
+        )
+        for value in summary.metrics.values()
+        if value.value is not None and metric(value.name).statistic in (None, "mean")
+    ]
+
+
+def _quantity(value: float | None, name: str) -> str:
+    return format_quantity(value, unit=metric(name).unit)
 
 
 def headline(verdicts: Sequence[Verdict], engines: Iterable[EngineReport], problems: Sequence[str]) -> str:
-    """The verdict of the run in one sentence."""
+    """The verdict of the run in one sentence: what is wrong first, then how much was judged at all.
+
+    Limits nobody wrote down count only when they are missed: they do not make a run a judged one.
+    """
+    states = [(e.state, e.name) for e in engines]
     counts = Counter(v.outcome for v in verdicts)
-    judged = sum(n for outcome, n in counts.items() if outcome is not Outcome.NOT_JUDGED)
-    broken = [e.name for e in engines if e.state == "failed"]
-    parts = []
-    if broken:
-        parts.append(f"{', '.join(broken)} failed to start")
-    for outcome in (Outcome.INVALID, Outcome.FAIL, Outcome.INCONCLUSIVE):
-        if counts[outcome]:
-            parts.append(f"{counts[outcome]} {outcome}")
+    own = Counter(v.outcome for v in verdicts if not v.built_in)
+    judged = own.total() - own[Outcome.NOT_JUDGED]
+    parts = [f"{name} failed to start" for state, name in states if state == "failed"]
+    bad = (Outcome.FAIL, Outcome.INVALID, Outcome.INCONCLUSIVE)
+    parts += [f"{counts[outcome]} {outcome}" for outcome in bad if counts[outcome]]
     if not judged:
         parts.append("nothing was judged")
     elif not parts:
         parts.append("every limit held")
-    tail = f" of {judged} limits judged" if judged else ""
-    sentence = "; ".join(parts)
     if problems:
-        sentence += f"; {len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    return f"{sentence[0].upper()}{sentence[1:]} ({counts[Outcome.PASS]} PASS{tail})"
+        parts.append(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}")
+    aside = []
+    if judged:
+        aside.append(f"{own[Outcome.PASS]} PASS of {judged} limit{'s' if judged > 1 else ''} judged")
+    if counts[Outcome.NOT_JUDGED]:
+        aside.append(f"{counts[Outcome.NOT_JUDGED]} only shown")
+    skipped = [name for state, name in states if state == "skipped"]
+    if skipped:
+        aside.append(f"skipped: {', '.join(skipped)}")
+    sentence = "; ".join(parts)
+    return f"{sentence[0].upper()}{sentence[1:]}" + (f" ({', '.join(aside)})" if aside else "")
+
+
+def plain(value: object) -> object:
+    """``value`` as JSON-safe builtins: dataclasses and mappings become dicts, tuples become lists.
+
+    NaN and infinities become None, as neither exists in JSON and a missing value is None here.
+    numpy scalars become numbers; anything else JSON does not know becomes its ``str``, because a
+    report with one odd fact is worth more than none.
+    """
+    import msgspec
+
+    builtins = msgspec.to_builtins(value, enc_hook=_builtin, str_keys=True)
+    return json.loads(json.dumps(builtins), parse_constant=lambda _name: None)
+
+
+def _builtin(value: object) -> object:
+    import numpy as np
+
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value.item() if isinstance(value, np.generic) else str(value)
