@@ -1,0 +1,225 @@
+"""The control plane of a server: is it healthy, what does it serve, what do its counters say."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_vllmperf.domain.records import ServerCounters
+from pytest_vllmperf.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    import httpx
+
+__all__ = ["ControlClient", "FirstToken", "RequestRefused", "parse_counters"]
+
+_COUNTERS = {
+    "generation_tokens": ("vllm:generation_tokens_total",),
+    "prompt_tokens": ("vllm:prompt_tokens_total",),
+    "prefix_cache_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
+    "preemptions": ("vllm:num_preemptions_total",),
+}
+_KV_CACHE_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+"""Names differ between versions of vLLM; the first that is there counts."""
+_EXCERPT = 500
+
+
+class RequestRefused(EngineError):
+    """The server answered, and the answer is no: repeating the request changes nothing (status 4xx)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstToken:
+    """The readiness request: ``ttft_ns`` from sending it to its first token, and the text it gave."""
+
+    ttft_ns: int
+    text: str
+
+
+class ControlClient:
+    """Synchronous requests that measure nothing but the readiness request.
+
+    Args:
+        base_url: Such as ``http://127.0.0.1:8000``.
+        api_key: Sent as a bearer token; None sends none.
+        timeout_s: For connecting and for each read.
+    """
+
+    def __init__(self, base_url: str, api_key: str | None = None, timeout_s: float = 10.0) -> None:
+        import httpx
+
+        self.base_url = base_url.rstrip("/")
+        self._client = httpx.Client(
+            base_url=self.base_url,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=timeout_s,
+            trust_env=False,  # a proxy must never see loopback traffic
+            verify=base_url.startswith("https"),  # reading certificates takes longer than a health check
+        )
+
+    def __enter__(self) -> ControlClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections. Idempotent."""
+        self._client.close()
+
+    def is_healthy(self) -> bool:
+        """Whether ``/health`` answers 200. vLLM says so as soon as nothing is known to be dead."""
+        response = self._get("/health")
+        return response is not None and response.status_code == 200
+
+    def models(self) -> tuple[str, ...]:
+        """Names the server answers to.
+
+        Raises:
+            RequestRefused: It said no, 401 for a key it does not know.
+            EngineError: It did not answer, or not with a list of models.
+        """
+        response = self._get("/v1/models")
+        if response is None:
+            raise EngineError(f"{self.base_url}/v1/models: no answer")
+        if response.status_code != 200:
+            raise self._refused("/v1/models", response.status_code, response.text)
+        try:
+            return tuple(str(entry["id"]) for entry in response.json()["data"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise EngineError(f"{self.base_url}/v1/models: not a list of models: {response.text[:_EXCERPT]}") from error
+
+    def require_model(self, name: str) -> None:
+        """Raise unless the server answers to ``name``.
+
+        Raises:
+            RequestRefused: It serves other models.
+            EngineError: As for :meth:`models`.
+        """
+        served = self.models()
+        if name not in served:
+            raise RequestRefused(
+                f"{self.base_url}/v1/models lists {', '.join(served) or 'nothing'}, not {name!r}: "
+                "set EngineConfig(served_model_name=…)"
+            )
+
+    def version(self) -> str | None:
+        """The server's version, None where it does not tell (only vLLM has ``/version``)."""
+        response = self._get("/version")
+        if response is None or response.status_code != 200:
+            return None
+        try:
+            version = response.json().get("version")
+        except (ValueError, AttributeError):
+            return None
+        return None if version is None else str(version)
+
+    def first_token(self, model: str, *, timeout_s: float | None = None) -> FirstToken:
+        """Stream one tiny completion; the time to its first token.
+
+        The first event with text counts; where no event has any (a token may be half a character), the first
+        event that carries a choice.
+
+        Raises:
+            RequestRefused: The server answered with a status of 400 to 499.
+            EngineError: Any other failure: no connection, another status, an error inside the stream, no token.
+        """
+        import httpx
+
+        body = {
+            "model": model,
+            "prompt": "1 + 1 =",
+            "max_tokens": 4,
+            "temperature": 0.0,
+            "ignore_eos": True,  # a model may find nothing to say
+            "stream": True,
+        }
+        timeout = self._client.timeout if timeout_s is None else timeout_s
+        sent_ns = time.monotonic_ns()
+        first_ns: int | None = None
+        first_text_ns: int | None = None
+        text = ""
+        try:
+            with self._client.stream("POST", "/v1/completions", json=body, timeout=timeout) as reply:
+                if reply.status_code != 200:
+                    reply.read()
+                    raise self._refused("/v1/completions", reply.status_code, reply.text)
+                for piece in self._pieces(reply):
+                    now_ns = time.monotonic_ns()
+                    first_ns = first_ns or now_ns
+                    if piece and not first_text_ns:
+                        first_text_ns = now_ns
+                    text += piece
+        except httpx.HTTPError as error:
+            raise EngineError(f"{self.base_url}/v1/completions: {type(error).__name__}: {error}") from error
+        arrived_ns = first_text_ns or first_ns
+        if arrived_ns is None:
+            raise EngineError(f"{self.base_url}/v1/completions: the stream ended without a token")
+        return FirstToken(ttft_ns=arrived_ns - sent_ns, text=text)
+
+    def counters(self) -> ServerCounters:
+        """The server's counters now. A server without ``/metrics`` gives None for each, never an error."""
+        response = self._get("/metrics")
+        text = response.text if response is not None and response.status_code == 200 else ""
+        return parse_counters(text, at_ns=time.monotonic_ns())
+
+    def _get(self, path: str) -> httpx.Response | None:
+        import httpx
+
+        try:
+            return self._client.get(path)
+        except httpx.HTTPError:
+            return None
+
+    def _pieces(self, reply: httpx.Response) -> Iterator[str]:
+        for line in reply.iter_lines():
+            if not line.startswith("data:") or line.endswith("[DONE]"):
+                continue
+            try:
+                event: Any = json.loads(line[len("data:") :])
+                if "error" in event:
+                    raise EngineError(f"{self.base_url}/v1/completions: error in the stream: {line[:_EXCERPT]}")
+                pieces = [str(choice.get("text") or "") for choice in event.get("choices", ())]
+            except (ValueError, TypeError, AttributeError) as error:
+                raise EngineError(f"{self.base_url}/v1/completions: not an event: {line[:_EXCERPT]}") from error
+            yield from pieces
+
+    def _refused(self, path: str, status: int, text: str) -> EngineError:
+        kind = RequestRefused if 400 <= status < 500 else EngineError
+        return kind(f"{self.base_url}{path}: HTTP {status}: {text[:_EXCERPT]}")
+
+
+def parse_counters(text: str, *, at_ns: int) -> ServerCounters:
+    """Read vLLM's counters from Prometheus text: counters are summed over engines, cache use is the highest."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    names = (*(name for choices in _COUNTERS.values() for name in choices), *_KV_CACHE_USAGE)
+    # The full page has a thousand lines, and this runs beside the load: parse only what is asked for.
+    wanted = "\n".join(line for line in text.splitlines() if line.startswith(names))
+    values: dict[str, list[float]] = {}
+    try:
+        for family in text_string_to_metric_families(wanted + "\n"):
+            for sample in family.samples:
+                if math.isfinite(sample.value):
+                    values.setdefault(sample.name, []).append(sample.value)
+    except ValueError:
+        values = {}
+    sums = {field: _first(values, choices) for field, choices in _COUNTERS.items()}
+    usage = _first(values, _KV_CACHE_USAGE)
+    return ServerCounters(
+        at_ns=at_ns,
+        **{field: None if found is None else int(sum(found)) for field, found in sums.items()},
+        kv_cache_usage=None if usage is None else max(usage),
+    )
+
+
+def _first(values: dict[str, list[float]], names: tuple[str, ...]) -> list[float] | None:
+    return next((values[name] for name in names if name in values), None)

@@ -1,0 +1,60 @@
+"""What a model's own files tell, without loading it and without network."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["vocabulary_size"]
+
+
+def vocabulary_size(model: str) -> int | None:
+    """Size of the vocabulary by ``config.json`` of a model directory, or of the local hub cache for a hub id.
+
+    None where there is no readable configuration, or it does not tell.
+    """
+    for path in _config_files(model):
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if (size := _size(config)) is not None:
+            return size
+    return None
+
+
+def _size(config: Any) -> int | None:
+    """``vocab_size``, which multimodal models keep in the part for their language model."""
+    if not isinstance(config, dict):
+        return None
+    size = config.get("vocab_size")
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    parts = (config.get(name) for name in ("text_config", "llm_config", "language_config"))
+    return next((found for part in parts if (found := _size(part)) is not None), None)
+
+
+def _config_files(model: str) -> Iterator[Path]:
+    yield Path(model).expanduser() / "config.json"
+    cached = _hub_cache() / f"models--{model.replace('/', '--')}"
+    try:
+        revision = (cached / "refs" / "main").read_text(encoding="utf-8").strip()
+    except OSError:
+        pass
+    else:
+        yield cached / "snapshots" / revision / "config.json"
+    yield from sorted(cached.glob("snapshots/*/config.json"))
+
+
+def _hub_cache() -> Path:
+    """Where huggingface_hub keeps models, by its own rules."""
+    if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(cache).expanduser()
+    if home := os.environ.get("HF_HOME"):
+        return Path(home).expanduser() / "hub"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
