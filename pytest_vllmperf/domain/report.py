@@ -57,7 +57,7 @@ _URL_PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 def _secrets(env: Mapping[str, str], command: Sequence[str]) -> tuple[str, ...]:
     """Values that must not be shown, longest first so that none hides part of another."""
     found = {value for name, value in env.items() if _SECRET_NAME.search(name)}
-    for flag, following in zip(command, (*command[1:], ""), strict=True):
+    for flag, following in zip(command, (*command, "")[1:], strict=True):
         name, equals, value = flag.partition("=")
         if name.startswith("-") and _SECRET_NAME.search(name):
             found.add(value if equals else following)
