@@ -7,7 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle, StartUp
@@ -33,6 +33,7 @@ _SETTLE_S = 5.0
 _DYING_S = 5.0
 """A vLLM server whose engine core died exits about 3 s later."""
 _TELL_EVERY_S = 2.0
+_TELL_AGAIN_S = 15.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,7 +79,8 @@ class EnginePool:
         """The live engine ``name``, launched on first use.
 
         Raises:
-            EngineUnavailable: This machine lacks what the engine requires.
+            EngineUnavailable: This machine lacks what the engine requires, or other engines of this pool
+                hold its GPUs (only the latter is not remembered).
             EngineExited: It ended while starting, or since.
             EngineStartTimeout: It was not ready within its ``startup_timeout_s``.
             EngineError: It could not be launched, or somebody else serves its port.
@@ -94,6 +96,12 @@ class EnginePool:
             raise EngineError(
                 f"engine {name!r} was stopped already and is launched only once in a run; use it before its release"
             )
+        try:
+            self._check_machine(slot)
+        except EngineError as error:
+            slot.error = error
+            raise
+        slot.gpu_uuids = self._free_gpus(slot)
         try:
             slot.handle = self._launch(slot)
         except EngineError as error:
@@ -120,6 +128,7 @@ class EnginePool:
         if code is None:
             with ControlClient(slot.handle.base_url, slot.handle.api_key) as control:
                 if control.is_healthy():
+                    slot.process.take_stock()
                     return
             code = slot.process.wait(_DYING_S)
         what = (
@@ -146,9 +155,17 @@ class EnginePool:
             for name in self._slots:
                 stops.callback(self.release, name)
 
+    def gpu_uuids(self, name: str) -> tuple[str, ...]:
+        """UUIDs of the GPUs the engine runs on; empty on a machine without GPU."""
+        return self._slot(name).gpu_uuids
+
     def launches(self, name: str) -> int:
         """How many processes were started for ``name`` so far; a port lost to somebody else costs a second one."""
         return self._slot(name).launches
+
+    def gpu_uuids(self, name: str) -> tuple[str, ...]:
+        """The GPUs given to ``name`` at its launch; empty on a machine without GPU."""
+        return self._slot(name).gpu_uuids
 
     def reports(self) -> tuple[EngineReport, ...]:
         """What became of each engine that was asked for."""
@@ -165,8 +182,6 @@ class EnginePool:
         """Start it, twice at most: the second time only when somebody took the port of the first."""
         from pytest_vllmperf.adapters import startup_log
 
-        self._check_machine(slot)
-        slot.gpu_uuids = self._free_gpus(slot)
         slot.log_path = self._directory / f"{slot.config.name}.log"
         try:
             return self._start(slot)
@@ -260,7 +275,8 @@ class _Start:
     started_ns: int
     problem: str = "it never answered /health"
     refused_since: float | None = None
-    told: tuple[float, str] = field(default=(0.0, ""))
+    phase: str = "starting"
+    told: tuple[float, str] = (0.0, "starting")
 
     def until_ready(self) -> EngineHandle:
         """Poll until a token was streamed, watching the process all the while."""
@@ -326,7 +342,7 @@ class _Start:
         from pytest_vllmperf.adapters import startup_log
 
         ready_ns = time.monotonic_ns() - self.started_ns
-        self.process.note_shared_memory()
+        self.process.take_stock()
         cold = startup_log.compiled_cold(startup_log.read_log(self.process.log_path))
         self.slot.version = control.version()
         self.pool._tell(f"{self.slot.config.name}: ready after {ready_ns * 1e-9:.1f} s")
@@ -346,11 +362,12 @@ class _Start:
     def _tell_phase(self, text: str) -> None:
         from pytest_vllmperf.adapters.startup_log import phase
 
-        at, last = self.told
-        reached = phase(text) or last
-        if reached != last and time.monotonic() - at > _TELL_EVERY_S:
-            self.told = (time.monotonic(), reached)
-            self.pool._tell(f"{self.slot.config.name}: {reached} ({self._elapsed_s():.0f} s)")
+        self.phase = phase(text) or self.phase
+        told_at, told = self.told
+        pause_s = _TELL_EVERY_S if self.phase != told else _TELL_AGAIN_S
+        if self._elapsed_s() - told_at > pause_s:
+            self.told = (self._elapsed_s(), self.phase)
+            self.pool._tell(f"{self.slot.config.name}: {self.phase} ({self._elapsed_s():.0f} s)")
 
     def _failure(self, kind: type[EngineError], what: str) -> EngineError:
         return self.pool._failure(kind, self.slot, what, api_key=self.api_key)

@@ -107,6 +107,8 @@ class EngineProcess:
     """
 
     def __init__(self, command: Sequence[str], *, env: Mapping[str, str], log_path: Path) -> None:
+        import psutil
+
         self.command = tuple(command)
         self.log_path = log_path
         self._owner_pid = os.getpid()
@@ -123,6 +125,8 @@ class EngineProcess:
                 f"cannot run {self.command[0]!r}: {error.strerror or error}. Give EngineConfig(command=…) an "
                 "executable that exists on this machine, by path or on PATH"
             ) from error
+        self._leader = psutil.Process(self._popen.pid)
+        self._seen: dict[int, psutil.Process] = {}
         atexit.register(self.stop)
 
     @property
@@ -154,9 +158,13 @@ class EngineProcess:
                 return True
         return False
 
-    def note_shared_memory(self) -> None:
-        """Remember the shared memory in use now, so that a crash cannot hide it from :meth:`stop`."""
+    def take_stock(self) -> None:
+        """Remember the processes and shared memory there are now, so that no crash can hide them from :meth:`stop`.
+
+        A process that left its group is found only as long as its parent lives.
+        """
         for process in self._tree():
+            self._seen[process.pid] = process
             self._shared |= _shared_memory_of(process.pid)
 
     def stop(self, grace_s: float = 5.0) -> None:
@@ -172,13 +180,11 @@ class EngineProcess:
             return
         self._stopped = True
         atexit.unregister(self.stop)
-        members = self._tree()
-        for process in members:
-            self._shared |= _shared_memory_of(process.pid)
+        self.take_stock()
         if self._popen.poll() is None:
             self._popen.terminate()
-            members = self._linger(members, grace_s)
-        survivors = self._kill(members)
+            self._linger(grace_s)
+        survivors = self._kill()
         _remove_shared_memory(self._shared)
         shutil.rmtree(self._temporary, ignore_errors=True)
         if survivors:
@@ -197,11 +203,11 @@ class EngineProcess:
         import psutil
 
         found: dict[int, psutil.Process] = {}
-        try:
-            leader = psutil.Process(self.pid)
-            found = {p.pid: p for p in (leader, *leader.children(recursive=True))}
-        except psutil.Error:
-            pass  # it is gone; its group may still have members
+        if self._leader.is_running():
+            with contextlib.suppress(psutil.Error):
+                found = {p.pid: p for p in (self._leader, *self._leader.children(recursive=True))}
+        elif psutil.pid_exists(self.pid):
+            return []  # its id is in use again, which the kernel allows only when nobody is left in its group
         for pid in psutil.pids():
             if pid not in found and _group_of(pid) == self.pid:
                 try:
@@ -210,27 +216,24 @@ class EngineProcess:
                     continue
         return list(found.values())
 
-    def _linger(self, members: list[psutil.Process], grace_s: float) -> list[psutil.Process]:
-        """Wait until all have left, ``grace_s`` at most; everybody seen on the way counts as a member."""
-        seen = {p.pid: p for p in members}
+    def _linger(self, grace_s: float) -> None:
+        """Wait until all have left, ``grace_s`` at most; whoever turns up meanwhile must leave too."""
         deadline = time.monotonic() + grace_s
         while time.monotonic() < deadline:
             self._popen.poll()
-            seen.update({p.pid: p for p in self._tree()})
-            if not _alive(seen.values()):
+            self._seen.update({p.pid: p for p in self._tree()})
+            if not _alive(self._seen.values()):
                 break
             time.sleep(_POLL_S)
-        return list(seen.values())
 
-    def _kill(self, members: Iterable[psutil.Process]) -> list[psutil.Process]:
-        """SIGKILL all of ``members`` and the group until nobody is left; whoever survived the deadline."""
+    def _kill(self) -> list[psutil.Process]:
+        """SIGKILL everybody until nobody is left; whoever survived the deadline."""
         import psutil
 
-        members = list(members)
         deadline = time.monotonic() + _KILL_DEADLINE_S
         while True:
             self._popen.poll()
-            alive = _alive([*members, *self._tree()])
+            alive = _alive([*self._seen.values(), *self._tree()])
             if not alive or time.monotonic() > deadline:
                 break
             for process in alive:
