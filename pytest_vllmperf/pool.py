@@ -155,10 +155,6 @@ class EnginePool:
             for name in self._slots:
                 stops.callback(self.release, name)
 
-    def gpu_uuids(self, name: str) -> tuple[str, ...]:
-        """UUIDs of the GPUs the engine runs on; empty on a machine without GPU."""
-        return self._slot(name).gpu_uuids
-
     def launches(self, name: str) -> int:
         """How many processes were started for ``name`` so far; a port lost to somebody else costs a second one."""
         return self._slot(name).launches
