@@ -96,7 +96,7 @@ class Row:
     """One line of the engine × workload × metric table, as text.
 
     ``verdict`` is an outcome where something was judged, and otherwise says why the value is only
-    shown (``shown: no limit``, ``shown: n < 60``, ``not measured``).
+    shown (``shown: no limit``, ``shown: needs n ≥ 60``, ``not measured``).
     """
 
     engine: str
@@ -166,7 +166,7 @@ def _verdict_cell(verdict: Verdict) -> str:
     if verdict.limit is None:
         return "shown: no limit"
     needed = metric(verdict.metric).minimum_samples
-    return f"shown: n < {needed}" if verdict.n < needed else "shown"
+    return f"shown: needs n ≥ {needed}" if verdict.n < needed else "shown"
 
 
 def _shown_rows(summary: Summary) -> list[Row]:
@@ -197,9 +197,9 @@ def headline(verdicts: Sequence[Verdict], engines: Iterable[EngineReport], probl
     """
     states = [(e.state, e.name) for e in engines]
     counts = Counter(v.outcome for v in verdicts)
-    own = Counter(v.outcome for v in verdicts if not v.built_in)
+    own = Counter(v.outcome for v in verdicts if v.limit is not None and not v.built_in)
     judged = own.total() - own[Outcome.NOT_JUDGED]
-    parts = [f"{name} failed to start" for state, name in states if state == "failed"]
+    parts = [f"engine {name} failed" for state, name in states if state == "failed"]
     bad = (Outcome.FAIL, Outcome.INVALID, Outcome.INCONCLUSIVE)
     parts += [f"{counts[outcome]} {outcome}" for outcome in bad if counts[outcome]]
     if not judged:
