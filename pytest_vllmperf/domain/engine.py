@@ -25,6 +25,7 @@ _RESERVED = {
     "port": "the port is chosen for each launch",
     "api-key": "a random key is made for each launch and passed by environment",
     "model": "give it as EngineConfig(model=…)",
+    "served-model-name": "give it as EngineConfig(served_model_name=…)",
 }
 
 
@@ -80,9 +81,9 @@ class EngineConfig:
         for attribute in ("env", "cpu_env"):
             self._freeze(attribute, self._checked_env(attribute))
         self._check_command_and_requirements()
-        if self.gpus < 1:
-            raise EngineConfigError(f"engine {self.name!r}: gpus={self.gpus!r} must be 1 or more")
-        if not self.startup_timeout_s > 0:
+        if isinstance(self.gpus, bool) or not isinstance(self.gpus, int) or self.gpus < 1:
+            raise EngineConfigError(f"engine {self.name!r}: gpus={self.gpus!r} must be a whole number, 1 or more")
+        if not isinstance(self.startup_timeout_s, (int, float)) or not self.startup_timeout_s > 0:
             raise EngineConfigError(
                 f"engine {self.name!r}: startup_timeout_s={self.startup_timeout_s!r} must be above 0"
             )
@@ -129,6 +130,10 @@ class EngineConfig:
 
     def _checked_env(self, attribute: str) -> dict[str, str]:
         given: Mapping[str, str] = getattr(self, attribute)
+        if not isinstance(given, Mapping):
+            raise EngineConfigError(
+                f'engine {self.name!r}: {attribute}={given!r} must be a mapping such as {{"VLLM_USE_V1": "1"}}'
+            )
         for key, value in given.items():
             if not isinstance(key, str) or not isinstance(value, str):
                 raise EngineConfigError(

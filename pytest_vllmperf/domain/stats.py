@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pytest_vllmperf.domain.metrics import STATISTICS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["peak_window_rate", "reduce_samples"]
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
 
 from pytest_vllmperf.domain.metrics import METRICS, STATISTICS
-from pytest_vllmperf.domain.records import LoadRun, MemorySample, RequestRecord, ServerCounters
 from pytest_vllmperf.domain.stats import peak_window_rate, reduce_samples
-from pytest_vllmperf.domain.workload import ServiceLevel, Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_vllmperf.domain.records import LoadRun, MemorySample, RequestRecord, ServerCounters
+    from pytest_vllmperf.domain.workload import ServiceLevel, Workload
 
 __all__ = ["MetricValue", "Summary", "metric_values", "summarize"]
 
@@ -123,7 +127,8 @@ def summarize(
     goodput, why_no_goodput = _goodput(done, workload.service_level, window_s, open_loop=workload.open_loop)
     peak, why_no_peak = _peak(done)
     throughput, why_no_throughput = _throughput(done, window_s)
-    tokens_missing = "the server sent no usage" if done else "no completed request"
+    one_event = "every answer arrived in one event" if done else "no completed request"
+    tokens_missing = why_no_throughput if any(r.output_tokens is None for r in done) or not done else one_event
     return Summary(
         engine=engine,
         workload=workload.name,
@@ -146,7 +151,7 @@ def summarize(
             missing={
                 "tpot": tokens_missing,
                 "per_request_throughput": tokens_missing,
-                "itl": "every answer arrived in one event" if done else "no completed request",
+                "itl": one_event,
                 **dict.fromkeys(throughput, why_no_throughput),
                 "peak_output_throughput": why_no_peak,
                 "goodput": why_no_goodput,
@@ -181,7 +186,7 @@ def _distributions(done: Sequence[RequestRecord], *, open_loop: bool) -> dict[st
         values["service_e2el"].append((last - written) * _NS)
         if record.first_byte_ns is not None:
             values["ttfb"].append((record.first_byte_ns - written) * _NS)
-        values["itl"] += [(b - a) * _NS for a, b in zip(record.event_ns, record.event_ns[1:])]
+        values["itl"] += [(b - a) * _NS for a, b in pairwise(record.event_ns)]
         tpot = time_per_output_token_s(record)
         if tpot is not None:
             values["tpot"].append(tpot)
@@ -199,7 +204,8 @@ def time_per_output_token_s(record: RequestRecord) -> float | None:
     """(last - first token event) / (output tokens - tokens in the first event), in seconds.
 
     Dividing by ``output tokens - 1``, as is common, charges the tokens that came with the first
-    event to the gaps after it. None without usage, or when everything arrived in one event.
+    event to the gaps after it; that is done only where the server does not say how many those were.
+    None without usage, or when everything arrived in one event.
     """
     if record.output_tokens is None or len(record.event_ns) < 2:
         return None
@@ -280,11 +286,14 @@ def _gauges(
 
 
 def growth(before: ServerCounters | None, after: ServerCounters | None, counter: str) -> float | None:
-    """How much a server counter grew between two scrapes; None when either lacks it."""
+    """How much a server counter grew between two scrapes.
+
+    None when either lacks it, or when it shrank: the server restarted, and what it counted is lost.
+    """
     if before is None or after is None:
         return None
     first, last = getattr(before, counter), getattr(after, counter)
-    return None if first is None or last is None else float(last - first)
+    return None if first is None or last is None or last < first else float(last - first)
 
 
 def _invalid(

@@ -5,15 +5,25 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pytest_vllmperf.domain.engine import Device
 from pytest_vllmperf.errors import WorkloadError
+
+if TYPE_CHECKING:
+    from pytest_vllmperf.domain.engine import Device
 
 __all__ = ["BUILT_IN_WORKLOADS", "ServiceLevel", "Workload"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _APIS = ("completions", "chat")
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _above_zero(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +33,12 @@ class ServiceLevel:
     ttft_s: float | None = None
     tpot_s: float | None = None
     e2el_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for attribute in ("ttft_s", "tpot_s", "e2el_s"):
+            value = getattr(self, attribute)
+            if value is not None and not _above_zero(value):
+                raise WorkloadError(f"service level {attribute}={value!r} must be seconds above 0, or None")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,16 +79,21 @@ class Workload:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise WorkloadError(f"workload name {self.name!r}: use letters, digits, '_', '.' and '-'")
         for attribute in ("input_tokens", "output_tokens", "requests"):
-            self._require(attribute, getattr(self, attribute) >= 1, "1 or more")
+            self._require(attribute, _whole(getattr(self, attribute), 1), "a whole number, 1 or more")
         for attribute in ("requests_on_cpu", "max_concurrency"):
             value = getattr(self, attribute)
-            self._require(attribute, value is None or value >= 1, "1 or more, or None")
+            self._require(attribute, value is None or _whole(value, 1), "a whole number, 1 or more, or None")
+        self._require("seed", _whole(self.seed, 0), "a whole number, 0 or more")
         rate = self.request_rate
         self._require(
-            "request_rate", rate is None or (math.isfinite(rate) and rate > 0), "above 0, or None for closed loop"
+            "request_rate",
+            rate is None or (_above_zero(rate) and math.isfinite(rate)),
+            "above 0, or None for closed loop",
         )
-        self._require("burstiness", self.burstiness > 0, "above 0 (1 is Poisson)")
-        self._require("timeout_s", self.timeout_s > 0, "above 0")
+        self._require("burstiness", _above_zero(self.burstiness), "above 0 (1 is Poisson)")
+        self._require("timeout_s", _above_zero(self.timeout_s), "above 0")
+        level = self.service_level
+        self._require("service_level", level is None or isinstance(level, ServiceLevel), "a ServiceLevel, or None")
         self._require("api", self.api in _APIS, f"one of {', '.join(_APIS)}")
         if rate is None and self.max_concurrency is None:
             raise WorkloadError(
@@ -81,9 +102,7 @@ class Workload:
 
     def _require(self, attribute: str, holds: bool, allowed: str) -> None:
         if not holds:
-            raise WorkloadError(
-                f"workload {self.name!r}: {attribute}={getattr(self, attribute)!r} must be {allowed}"
-            )
+            raise WorkloadError(f"workload {self.name!r}: {attribute}={getattr(self, attribute)!r} must be {allowed}")
 
     @property
     def open_loop(self) -> bool:
