@@ -126,7 +126,8 @@ def _factor(value: str | int | float, suffix: str, unit: str) -> Fraction:
             return Fraction(1)
         raise UnitError(f"{_quoted(value)} has no unit; {_allowed(unit)}")
     if suffix not in known:
-        near = difflib.get_close_matches(suffix, known, n=1, cutoff=0.5)
+        same = [name for name in known if name.casefold() == suffix.casefold()]
+        near = same or difflib.get_close_matches(suffix, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UnitError(f"{_quoted(value)}: unit {suffix!r} does not fit; {hint}{_allowed(unit)}")
     return known[suffix]
