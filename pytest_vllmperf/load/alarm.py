@@ -1,0 +1,79 @@
+"""A precise absolute timer: event loops round to milliseconds, which is as long as a small model's token."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import time
+from collections.abc import Callable
+
+__all__ = ["Alarm"]
+
+_CLOCK_MONOTONIC = 1
+_TFD_TIMER_ABSTIME = 1
+_BILLION = 1_000_000_000
+
+
+class _TimeSpec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+class _TimerSpec(ctypes.Structure):
+    _fields_ = (("interval", _TimeSpec), ("value", _TimeSpec))
+
+
+class Alarm:
+    """Calls back at a moment of the monotonic clock, through Linux's timerfd.
+
+    Where there is none the loop's own timer serves, up to a millisecond late; dispatch lag shows it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+        self._loop = loop
+        self._callback = callback
+        self._handle: asyncio.TimerHandle | None = None
+        self._libc, self._fd = _timer()
+        if self._fd is not None:
+            loop.add_reader(self._fd, self._expired)
+
+    def set(self, at_ns: int) -> None:
+        """Call back at ``at_ns``, or at once when that has passed. Replaces the moment set before."""
+        if self._fd is None or self._libc is None:
+            self._cancel_handle()
+            delay_s = max(0.0, (at_ns - time.monotonic_ns()) * 1e-9)
+            self._handle = self._loop.call_later(delay_s, self._callback)
+            return
+        spec = _TimerSpec(value=_TimeSpec(*divmod(max(1, at_ns), _BILLION)))
+        if self._libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, ctypes.byref(spec), None):
+            raise OSError(ctypes.get_errno(), "timerfd_settime")
+
+    def close(self) -> None:
+        """Never call back again."""
+        self._cancel_handle()
+        if self._fd is not None:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = None
+
+    def _expired(self) -> None:
+        assert self._fd is not None
+        try:
+            os.read(self._fd, 8)
+        except BlockingIOError:
+            return  # set anew between its expiry and this call
+        self._callback()
+
+    def _cancel_handle(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+
+def _timer() -> tuple[ctypes.CDLL | None, int | None]:
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        fd = libc.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, AttributeError):
+        return None, None
+    return (libc, fd) if fd >= 0 else (None, None)

@@ -1,0 +1,132 @@
+"""One keep-alive connection. While the clock runs it stamps and stashes; understanding comes later."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import cast
+
+from pytest_vllmperf.domain.records import RequestOutcome
+from pytest_vllmperf.load.exchange import Exchange
+from pytest_vllmperf.load.http_answer import AnswerFraming
+
+__all__ = ["Connection"]
+
+_END = b"0\r\n\r\n"
+"""How a chunked answer ends. A hint only: the data of a chunk may end in it too."""
+
+_now = time.monotonic_ns
+
+
+class Connection(asyncio.Protocol):
+    """Carries one request at a time.
+
+    Args:
+        on_end: Called with the connection and the exchange when an answer is over, for whatever reason;
+            ``usable`` then tells whether another request may be sent.
+    """
+
+    def __init__(self, on_end: Callable[[Connection, Exchange], None]) -> None:
+        self.usable = False
+        self.idle_since_ns = 0
+        self._on_end = on_end
+        self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self._exchange: Exchange | None = None
+        self._reads: list[tuple[int, bytes]] = []
+        self._framing = AnswerFraming()
+        self._fed = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are no subclasses
+        self.usable = True
+        self.idle_since_ns = _now()
+
+    def send(self, exchange: Exchange) -> None:
+        """Write the request; the connection is busy until ``on_end``."""
+        assert self._transport is not None
+        self._exchange = exchange
+        self._reads = exchange.reads
+        self._framing = AnswerFraming()
+        self._fed = 0
+        self.usable = False
+        self._transport.write(exchange.payload)
+        exchange.written_ns = _now()
+
+    def data_received(self, data: bytes) -> None:
+        """Stamp and stash; look closer only where the answer may be over."""
+        at = _now()
+        reads = self._reads
+        reads.append((at, data))
+        # The check waits for the end of this turn of the loop, so that every read that is ready is stamped first.
+        if not self._framing.chunked or data.endswith(_END) or (len(data) < len(_END) and self._tail() == _END):
+            self._loop.call_soon(self._check_end)
+
+    def eof_received(self) -> None:
+        """The server closed its side: never reuse."""
+        self.usable = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Whatever was under way is over."""
+        self.usable = False
+        self._check_end()
+        if self._exchange is None:
+            return
+        if exc is None and self._framing.ended_by_close():
+            self._finish(None, None)
+            return
+        cause = f": {exc}" if exc else ""
+        when = "in the middle of the answer" if self._reads else "before any answer"
+        self._finish(RequestOutcome.CONNECTION_ERROR, f"the server closed the connection {when}{cause}")
+
+    def time_out(self, detail: str) -> None:
+        """End the request under way as timed out, and the connection with it."""
+        self._finish(RequestOutcome.TIMEOUT, detail)
+
+    def close(self) -> None:
+        """Drop the connection at once."""
+        self.usable = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _tail(self) -> bytes:
+        """The last bytes read, however the reads fell."""
+        tail = b""
+        for _, data in reversed(self._reads):
+            tail = data[-len(_END) :] + tail
+            if len(tail) >= len(_END):
+                break
+        return tail[-len(_END) :]
+
+    def _check_end(self) -> None:
+        if self._exchange is None:
+            if self._reads:
+                self.close()  # bytes nobody asked for: this connection is out of step
+            return
+        fresh = [data for _, data in self._reads[self._fed :]]
+        if not fresh:
+            return
+        self._fed += len(fresh)
+        problem = self._framing.feed(b"".join(fresh))
+        if problem is not None:
+            self._finish(RequestOutcome.PROTOCOL_ERROR, f"the answer is not HTTP: {problem}")
+        elif self._framing.complete:
+            self._finish(None, None)
+
+    def _finish(self, outcome: RequestOutcome | None, detail: str | None) -> None:
+        exchange = self._exchange
+        if exchange is None:
+            return
+        self._exchange = None
+        self._reads = []
+        now = _now()
+        exchange.outcome, exchange.detail = outcome, detail
+        exchange.ended_ns = exchange.reads[-1][0] if outcome is None else now
+        closing = self._transport is None or self._transport.is_closing()
+        self.usable = outcome is None and self._framing.reusable and not closing
+        self.idle_since_ns = now
+        if not self.usable:
+            self.close()
+        self._on_end(self, exchange)

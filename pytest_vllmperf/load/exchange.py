@@ -1,0 +1,36 @@
+"""One request in flight, as the hot path sees it: stamps and raw bytes, nothing understood yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pytest_vllmperf.domain.records import RequestOutcome
+
+__all__ = ["Exchange"]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Exchange:
+    """One request and what came back. Mutable, because it is filled while the clock runs.
+
+    Args:
+        index: Place in the plan, from 0.
+        payload: The whole HTTP request.
+        intended_ns, dispatched_ns, written_ns, ended_ns: As in ``RequestRecord``.
+        due_ns: When the client could have sent it: when it was intended, or later, when the cap on requests in
+            flight had room again. What passes after that is the client's own delay.
+        reads: Every read from the socket with the moment it arrived.
+        outcome: Set where the connection already decided it (timeout, connection or HTTP broken).
+        detail: Why, in words.
+    """
+
+    index: int
+    payload: bytes
+    intended_ns: int = 0
+    due_ns: int = 0
+    dispatched_ns: int = 0
+    written_ns: int | None = None
+    ended_ns: int = 0
+    reads: list[tuple[int, bytes]] = field(default_factory=list)
+    outcome: RequestOutcome | None = None
+    detail: str | None = None

@@ -1,0 +1,98 @@
+"""Server-sent events out of stamped pieces of a body, by the WHATWG rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+__all__ = ["EventTooLong", "event_data"]
+
+_BOM = b"\xef\xbb\xbf"
+_LONGEST_LINE = 16 * 1024 * 1024
+
+
+class EventTooLong(ValueError):
+    """A line grew beyond what any server sends; the stream is garbage."""
+
+
+def event_data(pieces: Iterable[tuple[int, bytes]], *, flush: bool) -> Iterator[tuple[int, bytes]]:
+    """The data of each event, stamped with the arrival of the read that completed it.
+
+    Comments and the fields ``event``, ``id`` and ``retry`` are passed over, several ``data`` lines are joined,
+    CR, LF and CRLF all end a line, and a byte order mark at the start is dropped
+    (https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation).
+
+    Args:
+        pieces: The body, as ``(stamp, bytes)``.
+        flush: Deliver an event that lacks only its closing blank line: right when the body is known to be complete.
+
+    Raises:
+        EventTooLong: A line is longer than 16 MiB.
+    """
+    lines = _LineReader()
+    data: list[bytes] = []
+    stamp = 0
+    for stamp, piece in pieces:
+        # What vLLM sends: one event, one data line, one read. All else takes the general way.
+        if lines.at_line_start and not data and _is_plain_event(piece):
+            yield stamp, piece[6:-2]
+            continue
+        for line in lines.feed(piece):
+            if line:
+                _take_field(line, data)
+            elif data:
+                yield stamp, b"\n".join(data)
+                data = []
+    if flush:
+        _take_field(lines.rest, data)
+        if data:
+            yield stamp, b"\n".join(data)
+
+
+def _is_plain_event(piece: bytes) -> bool:
+    return (
+        piece.startswith(b"data: {")
+        and piece.find(b"\n") == len(piece) - 2
+        and piece.endswith(b"\n\n")
+        and (b"\r" not in piece)
+    )
+
+
+def _take_field(line: bytes, data: list[bytes]) -> None:
+    name, colon, value = line.partition(b":")
+    if name == b"data":
+        data.append(value[1:] if colon and value.startswith(b" ") else value)
+
+
+class _LineReader:
+    """Splits pieces into lines without their ends; remembers an unfinished one."""
+
+    __slots__ = ("_after_cr", "_at_start", "rest")
+
+    def __init__(self) -> None:
+        self.rest = b""
+        self._at_start = True
+        self._after_cr = False
+
+    @property
+    def at_line_start(self) -> bool:
+        """True when nothing is pending: the next byte begins a line."""
+        return not (self.rest or self._after_cr or self._at_start)
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        if self._after_cr and piece:
+            # The CR has already ended its line; an LF after it belongs to it.
+            self._after_cr = False
+            piece = piece[1:] if piece.startswith(b"\n") else piece
+        text = self.rest + piece
+        if self._at_start:
+            if len(text) < len(_BOM) and _BOM.startswith(text):
+                self.rest = text
+                return []
+            self._at_start = False
+            text = text.removeprefix(_BOM)
+        lines = text.splitlines(keepends=True)
+        self.rest = lines.pop() if lines and not lines[-1].endswith((b"\n", b"\r")) else b""
+        if len(self.rest) > _LONGEST_LINE:
+            raise EventTooLong(f"a line of the event stream is longer than {_LONGEST_LINE} bytes")
+        self._after_cr = bool(lines) and not self.rest and lines[-1].endswith(b"\r")
+        return [line.rstrip(b"\r\n") for line in lines]

@@ -1,0 +1,489 @@
+"""A server that speaks vLLM's OpenAI API on a scripted token schedule. Standard library only.
+
+Run as a process of its own with vLLM's flags; ``--fake-*`` flags script its behaviour. It answers
+``/fake/stamps`` with the moments (monotonic ns) at which it sent each token event, which is the truth
+a client's stamps are compared with, and ``/fake/requests`` with the bodies it was sent.
+It stops on SIGTERM, and by itself when its parent dies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+CHAT_SHAPES = ("role-first", "role+first", "reasoning", "tool")
+SHAPES = (
+    *CHAT_SHAPES,
+    *("plain", "four-tokens", "coalesced", "split-utf8", "crlf", "comments", "multi-line", "in-band-error", "cut"),
+    *("no-done", "no-usage", "no-finish", "empty", "wrong-length", "http-500", "http-429", "garbage", "not-http"),
+    *("html", "slow-stall", "content-length", "close-delimited", "connection-close"),
+)
+_FOREVER_S = 3600.0
+_MOST_KEPT = 10_000
+
+
+@dataclass(frozen=True)
+class Script:
+    """What one answer does: how fast, how long, in which shape."""
+
+    chat: bool
+    model: str
+    prompt_tokens: int
+    output_tokens: int
+    texts: tuple[str, ...]
+    finish_reason: str
+    usage_at_end: bool
+    usage_on_each: bool
+    ttft_s: float
+    itl_s: float
+    tokens_per_event: int
+    shape: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One write to the socket, ``at_s`` after the request arrived, carrying ``tokens`` new tokens."""
+
+    at_s: float
+    data: bytes
+    tokens: int = 0
+    carries: bool = False
+    breaks: bool = False
+
+
+@dataclass
+class Engine:
+    """The server's state and counters."""
+
+    options: argparse.Namespace
+    generation_tokens: int = 0
+    prompt_tokens: int = 0
+    running: int = 0
+    requests: int = 0
+    connections: int = 0
+    stamps: list[dict[str, object]] = field(default_factory=list)
+    bodies: list[dict[str, object]] = field(default_factory=list)
+
+    @property
+    def model(self) -> str:
+        return self.options.served_model_name or self.options.model
+
+    def metrics(self) -> str:
+        """Prometheus text in vLLM's names."""
+        label = f'{{engine="0",model_name="{self.model}"}}'
+        rows = (
+            ("vllm:num_requests_running", "gauge", "Number of requests in model execution batches.", self.running),
+            ("vllm:kv_cache_usage_perc", "gauge", "KV-cache usage. 1 means 100 percent usage.", self.running / 64),
+            ("vllm:prompt_tokens_total", "counter", "Number of prefill tokens processed.", self.prompt_tokens),
+            ("vllm:generation_tokens_total", "counter", "Number of generation tokens.", self.generation_tokens),
+            ("vllm:prefix_cache_hits_total", "counter", "Prefix cache hits.", self.options.fake_prefix_cache_hits),
+            ("vllm:num_preemptions_total", "counter", "Cumulative preemptions.", self.options.fake_preemptions),
+        )
+        lines: list[str] = []
+        for name, kind, text, value in rows:
+            family = name.removesuffix("_total") if kind == "counter" else name
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", f"{name}{label} {float(value)}"]
+            if kind == "counter":
+                lines += [f"# HELP {family}_created {text}", f"# TYPE {family}_created gauge"]
+                lines += [f"{family}_created{label} 1.7e+09"]
+        return "\n".join(lines) + "\n"
+
+
+# ---------------------------------------------------------------------- what an answer looks like
+
+
+def _event(script: Script, delta: dict[str, object], *, finish: str | None = None, used: int | None = None) -> bytes:
+    """One event in the API's JSON, before any shape is applied."""
+    choice: dict[str, object] = {"index": 0, "logprobs": None, "finish_reason": finish}
+    choice.update({"delta": delta} if script.chat else {"text": delta.get("content", ""), "stop_reason": None})
+    body: dict[str, object] = {
+        "id": "chatcmpl-fake" if script.chat else "cmpl-fake",
+        "object": "chat.completion.chunk" if script.chat else "text_completion",
+        "created": 1_700_000_000,
+        "model": script.model,
+        "choices": [choice],
+    }
+    if used is not None and script.usage_on_each:
+        body["usage"] = _usage(script, used)
+    return _line(body, script.shape)
+
+
+def _usage(script: Script, used: int) -> dict[str, int]:
+    total = script.prompt_tokens + used
+    return {"prompt_tokens": script.prompt_tokens, "total_tokens": total, "completion_tokens": used}
+
+
+def _line(body: dict[str, object] | str, shape: str) -> bytes:
+    text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    if shape == "comments":
+        return f": ping\n\nevent: message\nid: 7\nretry: 100\ndata:{text}\n\n".encode()
+    if shape == "multi-line" and not isinstance(body, str):
+        text = json.dumps(body, ensure_ascii=False, indent=1).replace("\n", "\ndata: ")
+    end = "\r\n" if shape == "crlf" else "\n"
+    return f"data: {text}{end}{end}".encode()
+
+
+def _deltas(script: Script) -> Iterator[tuple[dict[str, object], int]]:
+    """Deltas that carry tokens, with how many tokens each."""
+    per_event = 4 if script.shape == "four-tokens" else script.tokens_per_event
+    left = script.output_tokens
+    place = 0
+    while left > 0:
+        count = min(per_event, left)
+        text = "".join(script.texts[(place + i) % len(script.texts)] for i in range(count))
+        half = place < script.output_tokens // 2
+        delta: dict[str, object] = {"content": text}
+        if script.shape == "reasoning" and half:
+            delta = {"reasoning": text}
+        elif script.shape == "tool":
+            delta = {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
+        yield delta, count
+        left -= count
+        place += count
+
+
+def _stream_steps(script: Script) -> list[Step]:
+    """The whole answer as timed writes, well behaved except for what lies in the order and shape of events."""
+    steps: list[Step] = []
+    if script.chat and script.shape != "role+first":
+        at_s = 0.0 if script.shape == "role-first" else script.ttft_s
+        steps.append(Step(at_s, _event(script, {"role": "assistant", "content": ""}, used=0)))
+    elif script.shape == "role-first":
+        steps.append(Step(0.0, _event(script, {"content": ""}, used=0)))
+    used = 0
+    at_s = script.ttft_s
+    apart = script.shape in ("role+first", "empty")
+    for delta, count in _deltas(script):
+        role = {"role": "assistant"} if script.shape == "role+first" and not used else {}
+        used += count
+        finish = script.finish_reason if used == script.output_tokens and not apart else None
+        steps.append(Step(at_s, _event(script, {**role, **delta}, finish=finish, used=used), count, carries=True))
+        at_s += script.itl_s * count
+    if apart:
+        steps.append(Step(at_s, _event(script, {}, finish=script.finish_reason, used=used)))
+    if script.usage_at_end:
+        body = {"id": "fake", "object": "text_completion", "choices": [], "usage": _usage(script, used)}
+        steps.append(Step(at_s, _line(body, script.shape)))
+    return [*steps, Step(at_s, _line("[DONE]", script.shape))]
+
+
+def steps_of(script: Script) -> list[Step]:
+    """The answer to one request, bent as its shape says."""
+    shape = script.shape
+    if shape in ("empty", "wrong-length"):
+        script = replace(script, output_tokens=0 if shape == "empty" else max(1, script.output_tokens // 2))
+    elif shape == "no-usage":
+        script = replace(script, usage_at_end=False, usage_on_each=False)
+    elif shape == "no-finish":
+        script = replace(script, finish_reason="")
+    steps = _stream_steps(script)
+    middle = len(steps) // 2
+    at_s = steps[middle].at_s
+    if shape == "no-done":
+        return steps[:-1]
+    if shape == "cut":
+        return [*steps[:middle], Step(at_s, b"", breaks=True)]
+    if shape == "slow-stall":
+        return [*steps[:middle], Step(_FOREVER_S, b"")]
+    if shape == "garbage":
+        return [*steps[:middle], Step(at_s, b'data: {"choices": [{]}\n\n'), *steps[middle:]]
+    if shape == "in-band-error":
+        error = {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}
+        return [*steps[:middle], Step(at_s, _line({"error": error}, shape)), steps[-1]]
+    if shape == "coalesced":
+        return list(_coalesced(steps, 4))
+    if shape == "split-utf8":
+        return list(_split_in_characters(steps))
+    return steps
+
+
+def _coalesced(steps: list[Step], size: int) -> Iterator[Step]:
+    for i in range(0, len(steps), size):
+        group = steps[i : i + size]
+        tokens = sum(step.tokens for step in group)
+        carries = any(step.carries for step in group)
+        yield Step(group[-1].at_s, b"".join(step.data for step in group), tokens, carries=carries)
+
+
+def _split_in_characters(steps: list[Step]) -> Iterator[Step]:
+    """Every event in two writes, cut within a character of several bytes where there is one."""
+    for step in steps:
+        wide = next((i for i, byte in enumerate(step.data) if byte >= 0x80), len(step.data) // 2)
+        yield Step(step.at_s, step.data[: wide + 1])
+        yield Step(step.at_s + 0.002, step.data[wide + 1 :], step.tokens, carries=step.carries)
+
+
+# ---------------------------------------------------------------------- HTTP
+
+
+@dataclass
+class Connection:
+    """One client connection: reads requests, writes answers."""
+
+    engine: Engine
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    number: int
+
+    async def serve(self) -> None:
+        """Answer until the client leaves, is idle too long, or a shape breaks the connection."""
+        while True:
+            try:
+                head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), self.engine.options.fake_keep_alive_s)
+            except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.TimeoutError):
+                return
+            request, *lines = head.decode("latin-1").split("\r\n")
+            method, path, _ = request.split(" ", 2)
+            headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines if line)}
+            body = await self.reader.readexactly(int(headers.get("content-length", 0)))
+            if not await self.answer(method, path, headers, body):
+                return
+
+    async def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> bool:
+        """Answer one request; False when the connection must end."""
+        engine = self.engine
+        key = os.environ.get("VLLM_API_KEY")
+        if key and path.startswith("/v1") and headers.get("authorization") != f"Bearer {key}":
+            return self.send_json({"error": "Unauthorized"}, status=401)
+        if path in ("/v1/completions", "/v1/chat/completions") and method == "POST":
+            return await self.complete(json.loads(body), headers, chat="chat" in path)
+        simple: dict[str, object] = {
+            "/v1/models": {"object": "list", "data": [_model_card(engine)]},
+            "/version": {"version": engine.options.fake_version},
+            "/fake/stamps": engine.stamps,
+            "/fake/requests": engine.bodies,
+        }
+        if path in simple:
+            return self.send_json(simple[path])
+        if path == "/health":
+            return self.send(200, b"", "text/plain")
+        if path == "/metrics":
+            return self.send(200, engine.metrics().encode(), "text/plain; version=0.0.4; charset=utf-8")
+        if path == "/tokenize" and method == "POST":
+            return self.send_json(_tokenized(json.loads(body)))
+        return self.send_json({"detail": "Not Found"}, status=404)
+
+    def send_json(self, body: object, *, status: int = 200) -> bool:
+        return self.send(status, json.dumps(body).encode(), "application/json")
+
+    def send(self, status: int, body: bytes, kind: str, *, keep: bool = True) -> bool:
+        close = "" if keep else "connection: close\r\n"
+        head = f"HTTP/1.1 {status} Fake\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n{close}\r\n"
+        self.writer.write(head.encode() + body)
+        return keep
+
+    async def complete(self, request: dict[str, object], headers: dict[str, str], *, chat: bool) -> bool:
+        """One completion, streamed or whole."""
+        engine, options = self.engine, self.engine.options
+        arrived_ns = time.monotonic_ns()
+        engine.requests += 1
+        if len(engine.bodies) < _MOST_KEPT:
+            engine.bodies.append(request)
+        if request.get("model") != engine.model:
+            message = f"The model `{request.get('model')}` does not exist."
+            error = {"message": message, "type": "NotFoundError", "param": "model", "code": 404}
+            return self.send_json({"error": error}, status=404)
+        shape = headers.get("x-fake-shape", options.fake_shape)
+        if shape in ("http-500", "http-429"):
+            status = int(shape[-3:])
+            return self.send_json({"error": {"message": f"scripted failure {status}", "code": status}}, status=status)
+        if shape == "html":
+            return self.send(200, b"<html><body>a proxy's page</body></html>", "text/html")
+        if shape == "not-http":
+            self.writer.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+            return False
+        script = _script(engine, request, chat=chat, shape=shape)
+        engine.prompt_tokens += script.prompt_tokens
+        engine.running += 1
+        try:
+            if not request.get("stream"):
+                return await self.send_whole(script)
+            return await self.send_stream(script, arrived_ns)
+        finally:
+            engine.running -= 1
+
+    async def send_whole(self, script: Script) -> bool:
+        """The answer in one piece."""
+        await asyncio.sleep(script.ttft_s + script.itl_s * max(0, script.output_tokens - 1))
+        self.engine.generation_tokens += script.output_tokens
+        texts = script.texts
+        text = "".join(texts[i % len(texts)] for i in range(script.output_tokens))
+        choice: dict[str, object] = {"index": 0, "finish_reason": script.finish_reason, "logprobs": None}
+        choice.update({"message": {"role": "assistant", "content": text}} if script.chat else {"text": text})
+        kind = "chat.completion" if script.chat else "text_completion"
+        usage = _usage(script, script.output_tokens)
+        return self.send_json(
+            {"id": "fake", "object": kind, "model": script.model, "choices": [choice], "usage": usage}
+        )
+
+    async def send_stream(self, script: Script, arrived_ns: int) -> bool:
+        """The answer event by event, each at its moment."""
+        engine, writer = self.engine, self.writer
+        steps = steps_of(script)
+        stamp = {"connection": self.number, "arrived_ns": arrived_ns, "sent_ns": [], "tokens": []}
+        if len(engine.stamps) < _MOST_KEPT:
+            engine.stamps.append(stamp)
+        framing = {
+            "content-length": f"content-length: {sum(len(step.data) for step in steps)}\r\n",
+            "close-delimited": "connection: close\r\n",
+            "connection-close": "transfer-encoding: chunked\r\nconnection: close\r\n",
+        }.get(script.shape, "transfer-encoding: chunked\r\n")
+        chunked = "chunked" in framing
+        writer.write(f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n{framing}\r\n".encode())
+        dies = 0 < engine.options.fake_exit_after_requests < engine.requests
+        for place, step in enumerate(steps):
+            await _until(arrived_ns + round(step.at_s * 1e9))
+            if dies and place == len(steps) // 2:
+                print("ERROR EngineCore failed (scripted).", file=sys.stderr, flush=True)
+                os._exit(engine.options.fake_exit_code)
+            if step.breaks or writer.is_closing():
+                return False
+            engine.generation_tokens += step.tokens
+            data = b"%x\r\n%b\r\n" % (len(step.data), step.data) if chunked and step.data else step.data
+            if step.carries:
+                stamp["sent_ns"].append(time.monotonic_ns())
+                stamp["tokens"].append(step.tokens)
+            writer.write(data)
+        if chunked:
+            writer.write(b"0\r\n\r\n")
+        return "connection: close" not in framing
+
+
+async def _until(at_ns: int) -> None:
+    left_s = (at_ns - time.monotonic_ns()) * 1e-9
+    if left_s > 0:
+        await asyncio.sleep(left_s)
+
+
+def _script(engine: Engine, request: dict[str, object], *, chat: bool, shape: str) -> Script:
+    options = engine.options
+    answer = options.fake_answer if chat else None
+    words = tuple(f" {word}" for word in answer.split()) if answer else (" tok",)
+    words = (words[0][1:], *words[1:]) if answer else words
+    asked = int(request.get("max_completion_tokens") or request.get("max_tokens") or 16)
+    stream_options = request.get("stream_options") or {}
+    prompt = request.get("messages") if chat else request.get("prompt")
+    return Script(
+        chat=chat,
+        model=engine.model,
+        prompt_tokens=_count(prompt),
+        output_tokens=min(asked, len(words)) if answer and not request.get("ignore_eos") else asked,
+        texts=("é", "€", "🙂") if shape == "split-utf8" else words,
+        finish_reason="stop" if answer and not request.get("ignore_eos") else "length",
+        usage_at_end=bool(stream_options.get("include_usage")),
+        usage_on_each=bool(stream_options.get("continuous_usage_stats")),
+        ttft_s=options.fake_ttft_ms / 1000,
+        itl_s=options.fake_itl_ms / 1000,
+        tokens_per_event=options.fake_tokens_per_event,
+        shape=shape,
+    )
+
+
+def _count(prompt: object) -> int:
+    """Tokens of a prompt: ids count as they are, text by its words."""
+    if isinstance(prompt, str):
+        return len(prompt.split())
+    if not isinstance(prompt, list):
+        return 0
+    if prompt and isinstance(prompt[0], int):
+        return len(prompt)
+    return sum(_count(part.get("content") if isinstance(part, dict) else part) for part in prompt)
+
+
+def _model_card(engine: Engine) -> dict[str, object]:
+    root = engine.options.model
+    return {"id": engine.model, "object": "model", "owned_by": "vllm", "root": root, "max_model_len": 4096}
+
+
+def _tokenized(request: dict[str, object]) -> dict[str, object]:
+    count = _count(request.get("prompt", request.get("messages")))
+    return {"count": count, "max_model_len": 4096, "tokens": list(range(300, 300 + count))}
+
+
+# ---------------------------------------------------------------------- the process
+
+
+def _options(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="api_server.py", allow_abbrev=False)
+    parser.add_argument("--model", default="fake-model")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--served-model-name")
+    parser.add_argument("--reject-flags", action="store_true", help="refuse unknown flags, as vLLM does")
+    parser.add_argument("--fake-ttft-ms", type=float, default=5.0)
+    parser.add_argument("--fake-itl-ms", type=float, default=1.0)
+    parser.add_argument("--fake-tokens-per-event", type=int, default=1)
+    parser.add_argument("--fake-start-delay-s", type=float, default=0.0)
+    parser.add_argument("--fake-fail-start", metavar="TEXT")
+    parser.add_argument("--fake-exit-after-requests", type=int, default=0, metavar="N")
+    parser.add_argument("--fake-exit-code", type=int, default=1)
+    parser.add_argument("--fake-shape", choices=SHAPES, default="plain")
+    parser.add_argument("--fake-answer", metavar="TEXT")
+    parser.add_argument("--fake-version", default="0.0.0+fake")
+    parser.add_argument(
+        "--fake-keep-alive-s", type=float, default=5.0, help="uvicorn closes idle connections after 5 s"
+    )
+    parser.add_argument("--fake-prefix-cache-hits", type=int, default=0)
+    parser.add_argument("--fake-preemptions", type=int, default=0)
+    known, unknown = parser.parse_known_args(argv)
+    if known.reject_flags and unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return known
+
+
+def _fail_start(options: argparse.Namespace) -> None:
+    print(
+        "(EngineCore pid=1) ERROR 01-01 00:00:00 [core.py:1] EngineCore failed to start.\n"
+        "(EngineCore pid=1) Traceback (most recent call last):\n"
+        '(EngineCore pid=1)   File "core.py", line 1, in run_engine_core\n'
+        f"(EngineCore pid=1) {options.fake_fail_start}\n"
+        "RuntimeError: Engine core initialization failed. See root cause above.",
+        file=sys.stderr,
+        flush=True,
+    )
+    raise SystemExit(options.fake_exit_code)
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    engine = Engine(options)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    parent = os.getppid()
+    print(f"INFO fake engine (pid {os.getpid()}) starting with model {options.model}", file=sys.stderr, flush=True)
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(stop.wait(), options.fake_start_delay_s)
+    if options.fake_fail_start is not None:
+        _fail_start(options)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        engine.connections += 1
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            await Connection(engine, reader, writer, engine.connections).serve()
+        writer.close()
+
+    try:
+        server = await asyncio.start_server(serve, options.host, options.port, limit=1 << 24, backlog=2048)
+    except OSError as error:
+        print(f"ERROR: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from error
+    print(f"INFO Uvicorn running on http://{options.host}:{options.port}", file=sys.stderr, flush=True)
+    while not stop.is_set() and os.getppid() == parent:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(stop.wait(), 0.2)
+    server.close()
+    print("INFO shut down", file=sys.stderr, flush=True)
+    os._exit(0)  # answers under way are dropped, as vLLM does on SIGTERM
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(_options(sys.argv[1:])))
