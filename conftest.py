@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from pytest_vllmperf import EngineConfig, QualityTask
+from pytest_vllmperf import BUILT_IN_TASKS, EngineConfig
 
 BUNDLED = Path(__file__).parent / "suites" / "models" / "tinymath"
 MODEL = os.environ.get("MODEL") or str(BUNDLED)
@@ -31,6 +31,4 @@ def pytest_vllmperf_engines(config):
 
 
 def pytest_vllmperf_quality_tasks(config):
-    if os.environ.get("MODEL"):
-        return [QualityTask.named("gsm8k")]
-    return [QualityTask.local("tinymath", data=BUNDLED / "test.jsonl")]
+    return [BUILT_IN_TASKS["gsm8k" if os.environ.get("MODEL") else "tinymath"]]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle
     from pytest_vllmperf.domain.metrics import METRICS, Better, Metric, metric, register_metric
-    from pytest_vllmperf.domain.quality import QualityTask
+    from pytest_vllmperf.domain.quality import BUILT_IN_TASKS, QualityTask
     from pytest_vllmperf.domain.records import LoadRun, RequestOutcome, RequestRecord
     from pytest_vllmperf.domain.report import Report
     from pytest_vllmperf.domain.summary import MetricValue, Summary, summarize
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_vllmperf.errors import VllmPerfError
 
 __all__ = [
+    "BUILT_IN_TASKS",
     "BUILT_IN_WORKLOADS",
     "METRICS",
     "Better",
@@ -52,7 +53,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "domain.engine": ("EngineConfig", "EngineHandle"),
     "domain.metrics": ("METRICS", "Better", "Metric", "metric", "register_metric"),
-    "domain.quality": ("QualityTask",),
+    "domain.quality": ("BUILT_IN_TASKS", "QualityTask"),
     "domain.records": ("LoadRun", "RequestOutcome", "RequestRecord"),
     "domain.report": ("Report",),
     "domain.summary": ("MetricValue", "Summary", "summarize"),

@@ -37,7 +37,7 @@ def vllm_engine(request: pytest.FixtureRequest) -> Iterator[EngineHandle]:
     try:
         handle = session.pool.acquire(name)
     except EngineUnavailable as error:
-        if session.must_run(error):
+        if session.options.require_gpu:
             pytest.fail(f"{error} (a GPU is required here: --vllmperf-require-gpu)", pytrace=False)
         pytest.skip(str(error))
     except EngineError as error:
@@ -88,16 +88,13 @@ def vllm_evaluate(
     session = request.config.stash[SESSION]
 
     def evaluate_once(task: str | QualityTask) -> Summary:
-        from pytest_vllmperf.errors import TaskError
         from pytest_vllmperf.evaluation import evaluate
 
-        if isinstance(task, str) and task not in session.tasks:
-            raise TaskError(f"quality task {task!r} is not declared; declared: {', '.join(session.tasks) or 'none'}")
-        asked = session.tasks[task] if isinstance(task, str) else task
+        asked = session.quality_task(task)
         key = (vllm_engine.name, asked.name)
         if key not in session.measured:
             session.pool.ensure_alive(vllm_engine.name)
-            session.progress(f"{vllm_engine.name}: {asked.name}: {asked.questions} questions")
+            session.progress(f"{vllm_engine.name}: {asked.name}: {asked.describe()}")
             session.measured[key] = evaluate(vllm_engine, asked)
         return _taken(request.node, session.measured[key])
 
@@ -107,7 +104,7 @@ def vllm_evaluate(
 @pytest.fixture
 def vllm_quality_task(request: pytest.FixtureRequest) -> QualityTask:
     """Each declared quality task in turn."""
-    return request.config.stash[SESSION].tasks[request.param]
+    return request.config.stash[SESSION].quality_task(request.param)
 
 
 @pytest.fixture

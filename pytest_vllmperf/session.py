@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_vllmperf.domain.engine import EngineConfig
 from pytest_vllmperf.domain.workload import BUILT_IN_WORKLOADS, Workload
-from pytest_vllmperf.errors import ConfigError, EngineConfigError, EngineUnavailable, WorkloadError
+from pytest_vllmperf.errors import ConfigError, EngineConfigError, WorkloadError
 
 if TYPE_CHECKING:
     from pytest_vllmperf.domain.environment import Environment
@@ -167,6 +167,21 @@ class Session:
             raise WorkloadError(f"workload {workload!r} is unknown; known: {', '.join(self.workloads)}")
         return self.workloads[workload]
 
+    def quality_task(self, task: str | QualityTask) -> QualityTask:
+        """Look a task up by name, with the options of ``[quality.tasks.NAME]`` replaced; or take one as it is.
+
+        Raises:
+            TaskError: The name is not declared, or an option cannot work.
+        """
+        from pytest_vllmperf.domain.quality import task_with_options
+        from pytest_vllmperf.errors import TaskError
+
+        if not isinstance(task, str):
+            return task
+        if task not in self.tasks:
+            raise TaskError(f"quality task {task!r} is not declared; declared: {', '.join(self.tasks) or 'none'}")
+        return task_with_options(task, self.thresholds.quality_tasks.get(task, {}), known=self.tasks)
+
     def subject(self, summary: Summary) -> Subject:
         """The four keys that limits match on, for what ``summary`` measured here."""
         from pytest_vllmperf.domain.thresholds import Subject
@@ -175,15 +190,12 @@ class Session:
             hardware=self.environment.hardware, model=summary.model, engine=summary.engine, workload=summary.workload
         )
 
-    def must_run(self, error: EngineUnavailable) -> bool:
-        """True when an engine this machine cannot run is a failure rather than a skip."""
-        return self.options.require_gpu
-
     def check_limits_resolve(self) -> None:
-        """Find every tie between limits before anything is launched.
+        """Find every tie between limits, and every task option that cannot work, before anything is launched.
 
         Raises:
             LimitTie: Two tables claim one value equally.
+            TaskError: An option of ``[quality.tasks.*]`` cannot work.
         """
         from pytest_vllmperf.domain.thresholds import Subject, resolve
 
@@ -194,6 +206,8 @@ class Session:
                 subject = Subject(hardware=hardware, model=engine.model_name, engine=engine.name, workload=workload)
                 for metric in sorted(metrics):
                     resolve(self.thresholds, subject, metric)
+        for task in self.tasks:
+            self.quality_task(task)
 
 
 def named(batches: Iterable[Iterable[Named]], kind: type[Named], *, hook: str, replaces: bool = False) -> dict[str, Named]:
