@@ -234,9 +234,9 @@ class EnginePool:
         except EngineError as error:
             raise EngineError(f"engine {config.name!r}: {error}") from error
         slot.launches += 1
-        self._tell(f"{config.name}: starting (pid {slot.process.pid}, log {log_path})")
         start = _Start(pool=self, slot=slot, process=slot.process, port=port, api_key=api_key, started_ns=started_ns)
         try:
+            self._tell(f"{config.name}: starting (pid {slot.process.pid}, log {log_path})")
             return start.until_ready()
         except BaseException:  # Ctrl-C while starting must not leave it running either
             self._stop(slot)

@@ -29,7 +29,8 @@ __all__ = [
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 _ROLE = re.compile(r"\((?P<role>[A-Za-z][\w-]*) pid=(?P<pid>\d+)\) ?")
-_LEVEL = re.compile(r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]+\] ?")
+_LEVEL = re.compile(r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)(:\s+| \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]+\] ?)")
+"""vLLM's and uvicorn's way to begin a line."""
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Warning)?(: |$)")
 _ARGPARSE = re.compile(r"\S+: error: .+")
 _LAST_WORDS = re.compile(r"\S*: No module named .+|.*(Segmentation fault|Bus error|Killed|Illegal instruction)\b.*")
@@ -39,13 +40,19 @@ _POINTERS = re.compile(
 )
 """Lines that only say that something else failed: never the root cause while there is another candidate."""
 _ENGINE_ROLES = ("EngineCore", "Worker", "VllmWorker")
+_NOISE = re.compile(
+    r"nanobind: |See https://nanobind| - leaked (instance|type|function) | - \.\.\. skipped remainder"
+    r"|\S+resource_tracker\.py:\d+: UserWarning|  warnings\.warn\('resource_tracker"
+)
+"""What a vLLM process prints on its way out whatever happened; it would fill the tail."""
 _TAKEN = re.compile(r"Errno 98\b|EADDRINUSE|[Aa]ddress already in use")
 _READ_AT_MOST = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hint:
-    """Advice for one known failure; ``pattern`` is searched in the cause, groups may be used in ``advice``."""
+    """Advice for one known failure; ``pattern`` is searched in the cause, its named groups
+    are filled into ``advice`` (write ``{{`` for a brace)."""
 
     id: str
     pattern: str
@@ -57,7 +64,7 @@ HINTS: tuple[Hint, ...] = (
         id="offloading-flag",
         pattern=r"unrecognized arguments:.*--kv[-_]offloading[-_]backend",
         advice="this vLLM does not know the flag; where it exists it is written with dashes, and only the size turns "
-        'it on: args={"kv-offloading-backend": "native", "kv-offloading-size": …}',
+        'it on: args={{"kv-offloading-backend": "native", "kv-offloading-size": …}}',
     ),
     Hint(
         id="underscored-flag",
@@ -198,7 +205,9 @@ def find_hint(text: str) -> str | None:
 
 def port_was_taken(text: str) -> bool:
     """Whether an engine failed because another process took its port. Warnings that quote other errors do not count."""
-    return any(_TAKEN.search(c.text) for c in _exceptions(list(_lines(text))))
+    lines = list(_lines(text))
+    errors = [line.text for line in lines if line.level == "ERROR"]
+    return any(_TAKEN.search(line) for line in (*errors, *(c.text for c in _exceptions(lines))))
 
 
 def describe_failure(headline: str, *, log_path: Path, secret: str | None = None) -> str:
@@ -207,7 +216,7 @@ def describe_failure(headline: str, *, log_path: Path, secret: str | None = None
     cause = find_cause(text)
     parts = [headline]
     if cause:
-        parts.append(f"  cause: {cause.line}")
+        parts.append(f"  cause: {_shortened(cause.line, 500)}")
         if cause.hint:
             parts.append(f"  hint:  {cause.hint}")
     else:
@@ -232,7 +241,7 @@ def describe_exit_code(code: int) -> str:
 
 def tail(text: str, lines: int = 15) -> tuple[str, ...]:
     """The last lines that say something, without colours; of a progress bar only its last state."""
-    shown = [line.rstrip()[:400] for line in _plain(text)]
+    shown = [_shortened(line.rstrip(), 300) for line in _plain(text) if not _NOISE.match(line)]
     return tuple([line for line in shown if line][-lines:])
 
 
@@ -338,6 +347,10 @@ def _exceptions(lines: Iterable[_Line]) -> Iterator[_Candidate]:
                 del inside[line.stream]
                 yield message
     yield from (message for message in inside.values() if message)
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _last_match(pattern: str, text: str) -> int:
