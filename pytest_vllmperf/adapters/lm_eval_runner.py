@@ -52,7 +52,8 @@ def load_task(task: QualityTask, rows: Rows | None) -> LoadedTask:
     """
     with _quiet():
         if task.lm_eval_task is None:
-            inner = _build({**_gsm8k_format(task), **_in_memory(rows or {})}, task)
+            definition = _gsm8k_format(task)
+            inner = _build({**definition, **_in_memory(rows or {}), **_splits(definition, rows or {})}, task)
         elif rows is None:
             inner = _from_hub(task)
         else:
@@ -67,15 +68,20 @@ def load_task(task: QualityTask, rows: Rows | None) -> LoadedTask:
 
 def right_answers(loaded: LoadedTask, doc_ids: Sequence[int], template: str) -> dict[int, str]:
     """What a right answer to each question looks like, by the task's ``oracle`` template."""
-    from lm_eval.utils import apply_template
-
+    render = _template(template)
     texts: dict[int, str] = {}
     docs = loaded.inner.eval_docs
     for doc_id in doc_ids:
         doc = docs[doc_id]
         target = str(loaded.inner.doc_to_target(doc))
-        gold = str(doc.get("answer", target)).rsplit("####", 1)[-1].strip()
-        texts[doc_id] = str(apply_template(template, {**doc, "target": target, "gold": gold}))
+        fields = {**doc, "target": target, "gold": _gold({"answer": target, **doc})}
+        try:
+            texts[doc_id] = render(fields)
+        except Exception as error:
+            raise TaskError(
+                f"quality task {loaded.task.name!r}: oracle={template!r} cannot be filled in ({error}); "
+                f"fields: {', '.join(fields)}"
+            ) from error
     return texts
 
 
@@ -158,8 +164,9 @@ def _gsm8k_format(task: QualityTask) -> dict[str, Any]:
         "output_type": "generate_until",
         "test_split": "test",
         "fewshot_split": "test",
-        "doc_to_text": task.prompt,
-        "doc_to_target": "{{answer.split('####')[-1].strip()}}",
+        "doc_to_text": _template(task.prompt),
+        "doc_to_target": _gold,
+        "fewshot_config": {"doc_to_target": "answer"},
         "metric_list": [
             {
                 "metric": "exact_match",
@@ -177,6 +184,19 @@ def _gsm8k_format(task: QualityTask) -> dict[str, Any]:
         ],
         "num_fewshot": 0,
     }
+
+
+def _gold(doc: Mapping[str, object]) -> str:
+    """The result alone: what follows the last ``####`` of a worked answer."""
+    return str(doc["answer"]).rsplit("####", 1)[-1].strip()
+
+
+def _template(text: str) -> Callable[[Mapping[str, object]], str]:
+    """A Jinja template, compiled once: lm-eval compiles a template again for each question (about 1 ms)."""
+    from lm_eval.utils import env
+
+    compiled = env.from_string(text)
+    return lambda fields: str(compiled.render(**fields))
 
 
 def _filter(name: str, **options: object) -> dict[str, object]:
