@@ -51,8 +51,10 @@ _READ_AT_MOST = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hint:
-    """Advice for one known failure; ``pattern`` is searched in the cause, its named groups
-    are filled into ``advice`` (write ``{{`` for a brace)."""
+    """Advice for one known failure.
+
+    ``pattern`` is searched in the cause; its named groups are filled into ``advice`` (``{{`` is a brace).
+    """
 
     id: str
     pattern: str
