@@ -4,6 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("vllmperf", deadline=None)  # on a busy machine one example may take long
+settings.load_profile("vllmperf")
 
 pytest_plugins = ["pytester"]
 

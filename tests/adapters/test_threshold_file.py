@@ -312,11 +312,34 @@ SCALARS = st.one_of(
     st.sampled_from(["600 ms", "80 %", "1 tok/s", "burst", "baseline", "*", "[", "warn", 10**400]),
 )
 WORDS = st.sampled_from(
-    (
-        "version defaults limit quality tasks match engine workload hardware max min tolerance required launches "
-        "inconclusive ttft_mean ttft accuracy kv_cache_usage_peak preemptions gsm8k shots validity filter data "
-        "request_timeout_s"
-    ).split()
+    [
+        "version",
+        "defaults",
+        "limit",
+        "quality",
+        "tasks",
+        "match",
+        "engine",
+        "workload",
+        "hardware",
+        "max",
+        "min",
+        "tolerance",
+        "required",
+        "launches",
+        "inconclusive",
+        "ttft_mean",
+        "ttft",
+        "accuracy",
+        "kv_cache_usage_peak",
+        "preemptions",
+        "gsm8k",
+        "shots",
+        "validity",
+        "filter",
+        "data",
+        "request_timeout_s",
+    ]
 )
 TREES = st.recursive(
     SCALARS,
