@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import pytest_vllmperf
 from pytest_vllmperf.adapters import history
+from pytest_vllmperf.domain.summary import Summary, metric_values
 from pytest_vllmperf.errors import HistoryError
 
 ROOT = Path(pytest_vllmperf.__file__).parent.parent
@@ -251,6 +254,63 @@ def test_a_blocked_pytest_benchmark_is_told_before_anything_runs(project):
 def test_recording_without_a_session_of_pytest_benchmark_is_an_error():
     with pytest.raises(HistoryError, match="the run cannot be stored: pytest-benchmark has no session here"):
         history.record(SimpleNamespace(), [], extra={})
+
+
+def a_summary(**scalars):
+    return Summary(
+        engine="baseline",
+        workload="burst",
+        kind="load",
+        model="tinymath",
+        description="",
+        requests=1,
+        completed=1,
+        failures={},
+        duration_s=1.0,
+        metrics=metric_values(distributions={}, scalars=scalars),
+        invalid=(),
+        warnings=(),
+        facts={},
+    )
+
+
+def a_config(**session):
+    """As much of a pytest config as a run that the user named (``--benchmark-save``) needs."""
+    given = {"benchmarks": [], "save": "mine", "autosave": None, **session}
+    return SimpleNamespace(_benchmarksession=SimpleNamespace(**given), getoption=lambda _name: False)
+
+
+def test_a_subject_measured_twice_is_stored_under_two_names():
+    config = a_config()
+    history.record(config, [a_summary(goodput=1.0), a_summary(goodput=2.0)], extra={})
+    stored = [(b.fullname, b.stats.data) for b in config._benchmarksession.benchmarks]
+    assert stored == [("baseline/burst::goodput", [1.0]), ("baseline/burst#2::goodput", [2.0])]
+
+
+def test_whatever_extra_holds_is_stored_as_plain_json():
+    config = a_config()
+    extra = {"vram": np.float64(2.5), "cards": (1, 2), "share": float("nan"), "log": Path("a/b")}
+    history.record(config, [a_summary(goodput=1.0)], extra=extra)
+    (benchmark,) = config._benchmarksession.benchmarks
+    kept = {key: benchmark.extra_info[key] for key in extra}
+    assert kept == {"vram": 2.5, "cards": [1, 2], "share": None, "log": "a/b"}
+    assert type(kept["vram"]) is float
+
+
+def test_nothing_measured_changes_nothing():
+    config = a_config()
+    history.record(config, [a_summary(goodput=None)], extra={})
+    assert vars(config._benchmarksession) == {"benchmarks": [], "save": "mine", "autosave": None}
+
+
+def test_a_pytest_benchmark_with_other_insides_is_named_with_its_version():
+    config = a_config(benchmarks=None)
+    with pytest.raises(HistoryError) as caught:
+        history.record(config, [a_summary(goodput=1.0)], extra={})
+    assert f"pytest-benchmark {version('pytest-benchmark')} works differently inside (AttributeError" in str(
+        caught.value
+    )
+    assert "versions 5.0 to 5.3 are known to work" in str(caught.value)
 
 
 def a_file(folder, name, *, datetime="2026-01-01T00:00:00+00:00", benchmarks=None):
