@@ -13,13 +13,16 @@ __all__ = ["AnswerFraming", "HttpAnswer", "read_http"]
 class AnswerFraming:
     """Tells where one answer ends, and whether its connection may serve another request."""
 
-    __slots__ = ("_broken", "_length_known", "_parser", "chunked", "complete", "surplus")
+    __slots__ = ("_broken", "_keep_alive", "_length_known", "_parser", "chunked", "complete", "status", "surplus")
 
     def __init__(self) -> None:
         self.chunked = False
         self.complete = False
+        self.status: int | None = None
+        """HTTP status, None before the headers are complete."""
         self.surplus = False
         """Bytes arrived after the end of the answer."""
+        self._keep_alive = False
         self._length_known = False
         self._broken = False
         self._parser = httptools.HttpResponseParser(self)
@@ -39,14 +42,9 @@ class AnswerFraming:
         return self.status is not None and not self.complete and not self.chunked and not self._length_known
 
     @property
-    def status(self) -> int | None:
-        """HTTP status, None before the status line."""
-        return int(self._parser.get_status_code()) or None
-
-    @property
     def reusable(self) -> bool:
         """True when the connection may carry another request."""
-        return self.complete and not self.surplus and not self._broken and bool(self._parser.should_keep_alive())
+        return self.complete and not self.surplus and not self._broken and self._keep_alive
 
     def on_message_begin(self) -> None:
         """Parser callback: a second message after a complete one is surplus."""
@@ -60,9 +58,15 @@ class AnswerFraming:
         elif key == b"content-length":
             self._length_known = True
 
+    def on_headers_complete(self) -> None:
+        """Parser callback: the only moment at which the parser knows both of these."""
+        if not self.complete:
+            self.status = int(self._parser.get_status_code())
+            self._keep_alive = bool(self._parser.should_keep_alive())
+
     def on_message_complete(self) -> None:
         """Parser callback; an interim answer (1xx) is not the end."""
-        self.complete = self.complete or self._parser.get_status_code() >= 200
+        self.complete = self.complete or (self.status or 0) >= 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

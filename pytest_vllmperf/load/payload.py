@@ -77,8 +77,10 @@ def encode_requests(
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }
     encode = msgspec.json.Encoder().encode
+    # The chat API takes no token ids: there the "tokens" are words.
+    alphabet = token_range if workload.api == "completions" else (0, len(_WORDS))
     requests = []
-    for prompt in prompts(workload, token_range=token_range, seed=seed):
+    for prompt in prompts(workload, token_range=alphabet, seed=seed):
         body = encode({**common, **_question(prompt, workload)})
         requests.append(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))
     return requests
@@ -87,6 +89,4 @@ def encode_requests(
 def _question(prompt: tuple[int, ...], workload: Workload) -> dict[str, object]:
     if workload.api == "completions":
         return {"prompt": prompt}
-    # The chat API takes no token ids, so ids choose words.
-    words = [_WORDS[token % len(_WORDS)] for token in prompt]
-    return {"messages": [{"role": "user", "content": " ".join(words)}]}
+    return {"messages": [{"role": "user", "content": " ".join(_WORDS[place] for place in prompt)}]}

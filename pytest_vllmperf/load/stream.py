@@ -125,7 +125,7 @@ def record_of(exchange: Exchange, *, output_tokens: int) -> RequestRecord:
     usage grew with it.
     """
     answer = read_http(exchange.reads)
-    reading = _read_events(answer, whole=exchange.outcome is None) if answer.status == 200 else _Reading()
+    reading = _read_events(answer) if answer.status == 200 else _Reading()
     outcome, detail = _judge(exchange, answer, reading, asked=output_tokens)
     return RequestRecord(
         index=exchange.index,
@@ -146,11 +146,11 @@ def record_of(exchange: Exchange, *, output_tokens: int) -> RequestRecord:
     )
 
 
-def _read_events(answer: HttpAnswer, *, whole: bool) -> _Reading:
+def _read_events(answer: HttpAnswer) -> _Reading:
     reading = _Reading()
     data = b""
     try:
-        for stamp, data in event_data(answer.body, flush=whole):
+        for stamp, data in event_data(answer.body, flush=answer.complete):
             if data == b"[DONE]":
                 reading.done = True
                 break  # whatever comes later belongs to nobody
@@ -206,7 +206,7 @@ def _message_in(body: bytes) -> str:
     try:
         found: object = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return _one_line(body)
+        return _one_line(body) or "no message"
     for _ in range(3):
         if not isinstance(found, dict):
             break
