@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_vllmperf.adapters import engine_process, startup_log
+from pytest_vllmperf.adapters.control_client import ControlClient, RequestRefused
 from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle, StartUp
 from pytest_vllmperf.domain.report import EngineReport
 from pytest_vllmperf.errors import EngineError, EngineExited, EngineStartTimeout, EngineUnavailable
@@ -17,7 +19,7 @@ from pytest_vllmperf.errors import EngineError, EngineExited, EngineStartTimeout
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytest_vllmperf.adapters.control_client import ControlClient, FirstToken
+    from pytest_vllmperf.adapters.control_client import FirstToken
     from pytest_vllmperf.adapters.engine_process import EngineProcess
     from pytest_vllmperf.domain.environment import Environment
 
@@ -30,6 +32,8 @@ _HEALTH_TIMEOUT_S = 1.0
 """Bounds how late an exit is noticed: a server that accepts and does not answer holds a health check this long."""
 _SETTLE_S = 5.0
 """How long a healthy server may refuse (unknown model, 4xx) before that is taken for its last word."""
+_ANSWER_S = 10.0
+"""How long a live engine may take to say that it is healthy."""
 _DYING_S = 5.0
 """A vLLM server whose engine core died exits about 3 s later."""
 _TELL_EVERY_S = 2.0
@@ -117,8 +121,6 @@ class EnginePool:
             EngineExited: It ended since it was ready; the message has the cause from its log.
             EngineError: It is not running, or it runs and does not answer.
         """
-        from pytest_vllmperf.adapters.control_client import ControlClient
-
         slot = self._slot(name)
         if slot.error is not None:
             raise slot.error
@@ -126,13 +128,15 @@ class EnginePool:
             raise EngineError(f"engine {name!r} is not running; acquire it first")
         code = slot.process.exit_code()
         if code is None:
-            with ControlClient(slot.handle.base_url, slot.handle.api_key) as control:
+            with ControlClient(slot.handle.base_url, slot.handle.api_key, _ANSWER_S) as control:
                 if control.is_healthy():
                     slot.process.take_stock()
                     return
             code = slot.process.wait(_DYING_S)
         what = (
-            "does not answer /health any more" if code is None else f"ended with {_in_words(code)} after it was ready"
+            "does not answer /health any more"
+            if code is None
+            else f"ended with {startup_log.describe_exit_code(code)} after it was ready"
         )
         kind = EngineError if code is None else EngineExited
         slot.error = self._failure(kind, slot, what, api_key=slot.handle.api_key)
@@ -176,8 +180,6 @@ class EnginePool:
 
     def _launch(self, slot: _Slot) -> EngineHandle:
         """Start it, twice at most: the second time only when somebody took the port of the first."""
-        from pytest_vllmperf.adapters import startup_log
-
         slot.log_path = self._directory / f"{slot.config.name}.log"
         try:
             return self._start(slot)
@@ -189,14 +191,12 @@ class EnginePool:
         return self._start(slot)
 
     def _check_machine(self, slot: _Slot) -> None:
-        from pytest_vllmperf.adapters.engine_process import missing_model
-
         config, have = slot.config, len(self._environment.gpus)
         if self._environment.device == "cpu" and "gpu" in config.requires:
             raise EngineUnavailable(f"engine {config.name!r} requires a GPU, and none is visible here")
         if self._environment.device == "gpu" and config.gpus > have:
             raise EngineUnavailable(f"engine {config.name!r} needs {config.gpus} GPUs, and {have} are visible here")
-        if path := missing_model(config.model):
+        if path := engine_process.missing_model(config.model):
             raise EngineError(f"engine {config.name!r}: model={config.model!r}: there is nothing at {path}")
 
     def _free_gpus(self, slot: _Slot) -> tuple[str, ...]:
@@ -212,8 +212,6 @@ class EnginePool:
         return tuple(free[: slot.config.gpus])
 
     def _start(self, slot: _Slot) -> EngineHandle:
-        from pytest_vllmperf.adapters import engine_process
-
         config, log_path = slot.config, slot.log_path
         assert log_path is not None  # set by _launch
         api_key = secrets.token_urlsafe(32)
@@ -243,11 +241,9 @@ class EnginePool:
             raise
 
     def _failure(self, kind: type[EngineError], slot: _Slot, what: str, *, api_key: str) -> EngineError:
-        from pytest_vllmperf.adapters.startup_log import describe_failure
-
         assert slot.log_path is not None  # only launched engines fail this way
         headline = f"engine {slot.config.name!r} {what}"
-        return kind(describe_failure(headline, log_path=slot.log_path, secret=api_key))
+        return kind(startup_log.describe_failure(headline, log_path=slot.log_path, secret=api_key))
 
     def _stop(self, slot: _Slot) -> None:
         process, slot.process, slot.handle = slot.process, None, None
@@ -276,10 +272,7 @@ class _Start:
 
     def until_ready(self) -> EngineHandle:
         """Poll until a token was streamed, watching the process all the while."""
-        from pytest_vllmperf.adapters.control_client import ControlClient
-        from pytest_vllmperf.adapters.startup_log import LogFollower
-
-        follower = LogFollower(self.process.log_path)
+        follower = startup_log.LogFollower(self.process.log_path)
         with ControlClient(f"http://127.0.0.1:{self.port}", self.api_key, _HEALTH_TIMEOUT_S) as control:
             while True:
                 self._check_process()
@@ -293,7 +286,8 @@ class _Start:
     def _check_process(self) -> None:
         code = self.process.exit_code()
         if code is not None:
-            what = f"ended with {_in_words(code)} after {self._elapsed_s():.1f} s, before it was ready"
+            how = startup_log.describe_exit_code(code)
+            what = f"ended with {how} after {self._elapsed_s():.1f} s, before it was ready"
             raise self._failure(EngineExited, what)
         if self._left_s() <= 0:
             limit_s = self.slot.config.startup_timeout_s
@@ -312,8 +306,6 @@ class _Start:
 
     def _first_token(self, control: ControlClient) -> FirstToken | None:
         """The readiness request; None when it is to be tried again."""
-        from pytest_vllmperf.adapters.control_client import RequestRefused
-
         name = self.slot.config.model_name
         try:
             control.require_model(name)
@@ -328,15 +320,11 @@ class _Start:
         return None
 
     def _refusal(self) -> EngineError:
-        from pytest_vllmperf.adapters.startup_log import find_hint
-
-        hint = find_hint(self.problem)
+        hint = startup_log.find_hint(self.problem)
         advice = f"\n  hint:  {hint}" if hint else ""
         return self._failure(EngineError, f"is healthy and refuses the readiness request: {self.problem}{advice}")
 
     def _handle(self, control: ControlClient, first: FirstToken) -> EngineHandle:
-        from pytest_vllmperf.adapters import startup_log
-
         ready_ns = time.monotonic_ns() - self.started_ns
         self.process.take_stock()
         cold = startup_log.compiled_cold(startup_log.read_log(self.process.log_path))
@@ -356,9 +344,7 @@ class _Start:
         )
 
     def _tell_phase(self, text: str) -> None:
-        from pytest_vllmperf.adapters.startup_log import phase
-
-        self.phase = phase(text) or self.phase
+        self.phase = startup_log.phase(text) or self.phase
         told_at, told = self.told
         pause_s = _TELL_EVERY_S if self.phase != told else _TELL_AGAIN_S
         if self._elapsed_s() - told_at > pause_s:
@@ -373,12 +359,6 @@ class _Start:
 
     def _left_s(self) -> float:
         return self.slot.config.startup_timeout_s - self._elapsed_s()
-
-
-def _in_words(code: int) -> str:
-    from pytest_vllmperf.adapters.startup_log import describe_exit_code
-
-    return describe_exit_code(code)
 
 
 def _report(slot: _Slot) -> EngineReport:

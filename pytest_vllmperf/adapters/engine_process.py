@@ -8,6 +8,7 @@ import fnmatch
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -183,6 +184,7 @@ class EngineProcess:
         self.take_stock()
         if self._popen.poll() is None:
             self._popen.terminate()
+            self._popen.send_signal(signal.SIGCONT)  # a suspended process hears nothing else
             self._linger(grace_s)
         survivors = self._kill()
         _remove_shared_memory(self._shared)

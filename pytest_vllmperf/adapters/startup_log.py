@@ -29,8 +29,8 @@ __all__ = [
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 _ROLE = re.compile(r"\((?P<role>[A-Za-z][\w-]*) pid=(?P<pid>\d+)\) ?")
-_LEVEL = re.compile(r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)(:\s+| \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]+\] ?)")
-"""vLLM's and uvicorn's way to begin a line."""
+_LEVEL = re.compile(r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL):?\s+(\d\d-\d\d \d\d:\d\d:\d\d \[[^\]]+\] ?)?")
+"""How vLLM, uvicorn and most others begin a line."""
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Warning)?(: |$)")
 _ARGPARSE = re.compile(r"\S+: error: .+")
 _LAST_WORDS = re.compile(r"\S*: No module named .+|.*(Segmentation fault|Bus error|Killed|Illegal instruction)\b.*")
