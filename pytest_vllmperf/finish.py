@@ -27,7 +27,7 @@ class RunFacts(Protocol):
 def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts: RunFacts) -> Report:
     """Write report and history, set the session's exit status, and return the report."""
     from pytest_vllmperf.adapters import history, writers
-    from pytest_vllmperf.domain.gate import RunOutcome, exit_code
+    from pytest_vllmperf.domain.gate import ExitCode, RunOutcome, exit_code
 
     evidence = run.evidence
     verdicts = tuple(evidence.verdicts)
@@ -46,7 +46,13 @@ def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts
         status = int(exit_code(outcome))
     session.exitstatus = status
     engines = _engine_reports(run)
-    report = _report(run, engines, verdicts, (*unrecorded, *_nothing_judged(outcome, engines)), status)
+    report = _report(
+        run,
+        engines,
+        verdicts,
+        (*unrecorded, *(() if status not in (0, *ExitCode) else _nothing_judged(outcome, engines))),
+        status,
+    )
     directory = run.options.report_directory
     writers.write_json(report, directory / "report.json")
     writers.write_markdown(report, directory / "report.md")

@@ -47,9 +47,7 @@ def vllm_engine(request: pytest.FixtureRequest) -> Iterator[EngineHandle]:
 
 
 @pytest.fixture
-def vllm_measure(
-    request: pytest.FixtureRequest, vllm_engine: EngineHandle
-) -> Callable[[str | Workload], Summary]:
+def vllm_measure(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> Callable[[str | Workload], Summary]:
     """``vllm_measure("burst")`` drives a workload against the engine and returns its Summary.
 
     A workload is measured once for each engine: tests that ask for the same one look at the same
@@ -67,7 +65,10 @@ def vllm_measure(
             session.measured[key] = measure(
                 vllm_engine, asked, gpu_uuids=session.pool.gpu_uuids(vllm_engine.name), progress=session.progress
             )
-        return _taken(request.node, session.measured[key])
+        summary = _taken(request.node, session.measured[key])
+        if summary.failures:  # was it the engine? Then its own last words say more than the client's
+            session.pool.ensure_alive(vllm_engine.name)
+        return summary
 
     return _plain_errors(measure_once)
 
@@ -81,9 +82,7 @@ def vllm_start_up(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> 
 
 
 @pytest.fixture
-def vllm_evaluate(
-    request: pytest.FixtureRequest, vllm_engine: EngineHandle
-) -> Callable[[str | QualityTask], Summary]:
+def vllm_evaluate(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> Callable[[str | QualityTask], Summary]:
     """``vllm_evaluate("gsm8k")`` lets the engine answer a quality task and returns its Summary."""
     session = request.config.stash[SESSION]
 

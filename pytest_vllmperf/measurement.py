@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pytest_vllmperf.domain.engine import EngineHandle
-from pytest_vllmperf.domain.records import MemorySample, ServerCounters
+from pytest_vllmperf.domain.records import LoadRun, MemorySample, ServerCounters
 from pytest_vllmperf.domain.summary import Summary, summarize
 from pytest_vllmperf.domain.workload import Workload
 
@@ -47,21 +47,27 @@ def measure(
 
     asked = workload.on(engine.device)
     tell = progress or (lambda _line: None)
-    load = {
-        "base_url": engine.base_url,
-        "model": engine.model_name,
-        "api_key": engine.api_key,
-        "token_range": token_range(engine.config.model),
-    }
+    words = token_range(engine.config.model)
+
+    def drive(what: Workload) -> LoadRun:
+        return run_load(
+            what,
+            base_url=engine.base_url,
+            model=engine.model_name,
+            api_key=engine.api_key,
+            token_range=words,
+            seed=what.seed,
+        )
+
     warm_up = warm_up_of(asked)
     tell(f"{engine.name}: {asked.name}: warm-up, {warm_up.describe()}")
-    run_load(warm_up, seed=warm_up.seed, **load)
+    drive(warm_up)
     tell(f"{engine.name}: {asked.name}: {asked.describe()}")
     with ControlClient(engine.base_url, engine.api_key) as control:
         watch = Watch(pid=engine.pid, gpu_uuids=tuple(gpu_uuids), counters=control.counters)
         before = control.counters()
         with watch:
-            run = run_load(asked, seed=asked.seed, **load)
+            run = drive(asked)
         after = control.counters()
     summary = summarize(
         run,
@@ -152,7 +158,9 @@ class Watch:
         if self.gpu_uuids:
             jobs.append(("device memory", self._sample_device, _DEVICE_PERIOD_S))
         for name, job, period_s in jobs:
-            thread = threading.Thread(target=self._repeat, args=(name, job, period_s), name=f"watch {name}", daemon=True)
+            thread = threading.Thread(
+                target=self._repeat, args=(name, job, period_s), name=f"watch {name}", daemon=True
+            )
             self._threads.append(thread)
             thread.start()
         return self

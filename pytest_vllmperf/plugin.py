@@ -140,7 +140,7 @@ def _path(config: pytest.Config, option: str, ini: str) -> Path:
     """A command-line path is relative to where the user stands, one from the ini file to the root."""
     given = config.getoption(option)
     if given:
-        return (config.invocation_params.dir / given).resolve()
+        return Path(config.invocation_params.dir, given).resolve()
     return config.rootpath / str(config.getini(ini))
 
 

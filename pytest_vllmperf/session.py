@@ -210,7 +210,9 @@ class Session:
             self.quality_task(task)
 
 
-def named(batches: Iterable[Iterable[Named]], kind: type[Named], *, hook: str, replaces: bool = False) -> dict[str, Named]:
+def named(
+    batches: Iterable[Iterable[Named]], kind: type[Named], *, hook: str, replaces: bool = False
+) -> dict[str, Named]:
     """Put what a hook's implementations returned under their names.
 
     Args:

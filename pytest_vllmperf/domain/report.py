@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_vllmperf.domain.environment import Environment  # noqa: TC001 - decoding a report reads annotations
+from pytest_vllmperf.domain.environment import Environment
 from pytest_vllmperf.domain.metrics import metric
-from pytest_vllmperf.domain.summary import Summary  # noqa: TC001 - as above
+from pytest_vllmperf.domain.summary import Summary
 from pytest_vllmperf.domain.thresholds import Outcome, Verdict
 from pytest_vllmperf.domain.units import format_quantity
 

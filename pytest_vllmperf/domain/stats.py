@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
 from pytest_vllmperf.domain.metrics import STATISTICS
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["peak_window_rate", "reduce_samples"]
 

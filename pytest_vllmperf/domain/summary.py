@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pytest_vllmperf.domain.metrics import METRICS, STATISTICS
+from pytest_vllmperf.domain.records import LoadRun, MemorySample, RequestRecord, ServerCounters
 from pytest_vllmperf.domain.stats import peak_window_rate, reduce_samples
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from pytest_vllmperf.domain.records import LoadRun, MemorySample, RequestRecord, ServerCounters
-    from pytest_vllmperf.domain.workload import ServiceLevel, Workload
+from pytest_vllmperf.domain.workload import ServiceLevel, Workload
 
 __all__ = ["MetricValue", "Summary", "metric_values", "summarize"]
 

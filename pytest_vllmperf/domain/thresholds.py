@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 from pytest_vllmperf.domain.metrics import Metric, judgeable_metric
+from pytest_vllmperf.domain.summary import Summary
 from pytest_vllmperf.domain.units import format_quantity
 from pytest_vllmperf.errors import LimitTie
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from pytest_vllmperf.domain.summary import Summary
 
 __all__ = [
     "Limit",

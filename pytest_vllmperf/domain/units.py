@@ -5,13 +5,10 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 from pytest_vllmperf.errors import UnitError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["MISSING", "format_quantity", "parse_quantity"]
 

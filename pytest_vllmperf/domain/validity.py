@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from pytest_vllmperf.domain.quality import Answer, QualityTask, Score
+from pytest_vllmperf.domain.quality import Answer, QualityTask, Score
 
 __all__ = ["QualityRates", "invalid_reasons", "oracle_reason", "quality_rates", "scores_by_filter"]
 
