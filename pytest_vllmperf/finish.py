@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -114,8 +114,10 @@ def _nothing_judged(outcome: Any, engines: tuple[EngineReport, ...]) -> tuple[st
     if engines and len(skipped) == len(engines):
         return ("nothing was judged: every engine was skipped (" + "; ".join(skipped) + ")",)
     return (
-        "nothing was judged: no limit in the thresholds file matches this hardware, model, engine and workload "
-        "(--vllmperf-record-only if that is meant)",
+        (
+            "nothing was judged: no limit in the thresholds file matches this hardware, model, engine and workload "
+            "(--vllmperf-record-only if that is meant)"
+        ),
     )
 
 
@@ -132,7 +134,7 @@ def _report(
 ) -> Report:
     from pytest_vllmperf.domain.report import Report
 
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = dt.datetime.now(dt.timezone.utc)
     return Report(
         started_at=run.started_at.isoformat(timespec="seconds"),
         duration_s=(now - run.started_at).total_seconds(),

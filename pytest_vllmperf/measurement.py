@@ -17,7 +17,7 @@ __all__ = ["Watch", "measure", "start_up_summary", "token_range", "warm_up_of"]
 Progress = Callable[[str], None]
 
 _HOST_PERIOD_S = 1.0
-"""Reading a proportional set size walks page tables (milliseconds for a few GiB): once a second is enough for a peak."""
+"""Reading a proportional set size walks page tables (milliseconds for a few GiB): once a second will do."""
 _COUNTER_PERIOD_S = 0.5
 _DEVICE_PERIOD_S = 0.05
 _WARM_UP_SEED = 7_919

@@ -5,7 +5,6 @@ Everything heavy is imported inside functions: every pytest start on this interp
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from pytest_vllmperf.fixtures import (  # noqa: F401 - fixtures are found in the
     vllm_quality_task,
     vllm_start_up,
 )
+from pytest_vllmperf.options import add_options, is_worker, session_of
 
 if TYPE_CHECKING:
     from pytest_vllmperf.domain.report import Report
@@ -47,38 +47,7 @@ class _RunState:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare options; all of them are inert where no engines are declared."""
-    group = parser.getgroup("vllmperf", "vLLM performance, memory and quality gates")
-    group.addoption(
-        "--vllmperf-engine",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="Measure only this engine of the matrix (repeatable).",
-    )
-    group.addoption(
-        "--vllmperf-thresholds",
-        metavar="FILE",
-        help="Limits to judge by. Default: ini vllmperf_thresholds, else thresholds.toml in the root directory.",
-    )
-    group.addoption(
-        "--vllmperf-record-only",
-        action="store_true",
-        help="Measure and store without needing limits: exit 0 although nothing was judged (else exit code 12).",
-    )
-    group.addoption(
-        "--vllmperf-require-gpu",
-        action="store_true",
-        default=None,
-        help="Fail, instead of skip, what needs a GPU and finds none. On by itself when CI is set and an engine "
-        "that requires a GPU is named by --vllmperf-engine.",
-    )
-    group.addoption(
-        "--vllmperf-report-dir",
-        metavar="DIR",
-        help="Where report.json, report.md and engine logs go. Default: ini vllmperf_report_dir, else reports/latest.",
-    )
-    parser.addini("vllmperf_thresholds", "Thresholds file, relative to the root directory.", default="thresholds.toml")
-    parser.addini("vllmperf_report_dir", "Report directory, relative to the root directory.", default="reports/latest")
+    add_options(parser)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -95,82 +64,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     config.stash[_STATE] = _RunState()
     try:
-        config.stash[SESSION] = _session(config)
+        config.stash[SESSION] = session_of(config)
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from error
-
-
-def _session(config: pytest.Config) -> Session:
-    from pytest_vllmperf.domain.engine import EngineConfig
-    from pytest_vllmperf.session import Options, Session, named, workloads_by_name
-
-    engines = named(
-        config.hook.pytest_vllmperf_engines(config=config)[::-1], EngineConfig, hook="pytest_vllmperf_engines"
-    )
-    wanted = tuple(config.getoption("--vllmperf-engine"))
-    session = Session(
-        options=Options(
-            root=config.rootpath,
-            thresholds_path=_path(config, "--vllmperf-thresholds", "vllmperf_thresholds"),
-            report_directory=_path(config, "--vllmperf-report-dir", "vllmperf_report_dir"),
-            engines=wanted,
-            record_only=config.getoption("--vllmperf-record-only"),
-            require_gpu=_require_gpu(config, [engines[n].requires for n in wanted if n in engines]),
-        ),
-        engines=engines,
-        workloads=workloads_by_name(config.hook.pytest_vllmperf_workloads(config=config)[::-1]),
-        tasks=_quality_tasks(config),
-        progress=_Progress(config),
-    )
-    _ = session.selected_engines  # a wrong --vllmperf-engine is told now
-    return session
-
-
-def _quality_tasks(config: pytest.Config) -> dict[str, Any]:
-    batches = config.hook.pytest_vllmperf_quality_tasks(config=config)[::-1]
-    if not batches:
-        return {}
-    from pytest_vllmperf.domain.quality import QualityTask
-    from pytest_vllmperf.session import named
-
-    return named(batches, QualityTask, hook="pytest_vllmperf_quality_tasks")
-
-
-def _path(config: pytest.Config, option: str, ini: str) -> Path:
-    """A command-line path is relative to where the user stands, one from the ini file to the root."""
-    given = config.getoption(option)
-    if given:
-        return Path(config.invocation_params.dir, given).resolve()
-    return config.rootpath / str(config.getini(ini))
-
-
-def _require_gpu(config: pytest.Config, requires: list[tuple[str, ...]]) -> bool:
-    if config.getoption("--vllmperf-require-gpu"):
-        return True
-    return bool(os.environ.get("CI")) and any("gpu" in wanted for wanted in requires)
-
-
-def _is_worker(config: pytest.Config) -> bool:
-    return hasattr(config, "workerinput")
-
-
-class _Progress:
-    """Plain lines on the terminal while work is long; silent under -q and in xdist workers."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self.config = config
-
-    def __call__(self, line: str) -> None:
-        reporter: Any = self.config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is None or reporter.verbosity < 0 or _is_worker(self.config):
-            return
-        capture: Any = self.config.pluginmanager.get_plugin("capturemanager")
-        if capture is None:
-            reporter.write_line(f"  > {line}")
-            return
-        with capture.global_and_fixture_disabled():
-            reporter.ensure_newline()
-            reporter.write_line(f"  > {line}")
 
 
 # ---------------------------------------------------------------------------- collection
@@ -251,7 +147,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             run.check_limits_resolve()
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from error
-    if not _is_worker(config) and not config.option.collectonly:
+    if not is_worker(config) and not config.option.collectonly:
         _prepare_history(config)
 
 
@@ -352,7 +248,7 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, tuple
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Gather on the controller what each test sent."""
     config = _running
-    if config is None or _is_worker(config) or config.stash.get(SESSION, None) is None:
+    if config is None or is_worker(config) or config.stash.get(SESSION, None) is None:
         return
     fate = getattr(report, "vllmperf_fate", None)
     if report.failed and fate not in ("INVALID", "INCONCLUSIVE"):
@@ -403,7 +299,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, obj
     if run.pool_started:
         run.pool.close()
     state = config.stash[_STATE]
-    if _is_worker(config) or config.option.collectonly or not state.uses_engines:
+    if is_worker(config) or config.option.collectonly or not state.uses_engines:
         return (yield)
     from pytest_vllmperf.finish import conclude
 

@@ -7,7 +7,7 @@ controller, so that one process and many workers go the same way.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -101,7 +101,7 @@ class Session:
     tasks: Mapping[str, QualityTask]
     progress: Callable[[str], None]
     evidence: Evidence = field(default_factory=Evidence)
-    started_at: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.timezone.utc))
+    started_at: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.timezone.utc))
     measured: dict[tuple[str, str], Summary] = field(default_factory=dict)
 
     @cached_property
