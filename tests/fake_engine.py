@@ -2,7 +2,8 @@
 
 Run as a process of its own with vLLM's flags; ``--fake-*`` flags script its behaviour. It answers
 ``/fake/stamps`` with the moments (monotonic ns) at which it sent each token event, which is the truth
-a client's stamps are compared with, and ``/fake/requests`` with the bodies it was sent.
+a client's stamps are compared with, and ``/fake/requests`` with the bodies it was sent. ``/fake/shape/NAME``
+changes the shape of its answers and forgets both.
 It stops on SIGTERM, and by itself when its parent dies.
 """
 
@@ -263,6 +264,11 @@ class Connection:
         }
         if path in simple:
             return self.send_json(simple[path])
+        if path.startswith("/fake/shape/"):
+            engine.options.fake_shape = path.rpartition("/")[2]
+            engine.stamps.clear()
+            engine.bodies.clear()
+            return self.send_json(engine.options.fake_shape)
         if path == "/health":
             return self.send(200, b"", "text/plain")
         if path == "/metrics":

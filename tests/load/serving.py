@@ -1,10 +1,14 @@
 """A running fake engine as tests see it, and workloads small enough for them."""
 
 import json
+import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +49,32 @@ class FakeServer:
         )
 
 
-def wait_until_healthy(server: FakeServer) -> None:
+@contextmanager
+def running() -> Iterator[Callable[..., FakeServer]]:
+    """Gives a function that starts fake engines with flags; all are stopped in the end."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(*flags: str, env: dict[str, str] | None = None) -> FakeServer:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, str(FAKE_ENGINE), "--model", "fake", "--port", str(port), *flags]
+        process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+        processes.append(process)
+        server = FakeServer(f"http://127.0.0.1:{port}", process)
+        _wait_until_healthy(server)
+        return server
+
+    try:
+        yield start
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(10)
+
+
+def _wait_until_healthy(server: FakeServer) -> None:
     limit = time.monotonic() + 20
     while time.monotonic() < limit:
         assert server.process.poll() is None, "the fake engine died while starting"
