@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
+import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -106,18 +107,19 @@ def _evaluate(loaded: LoadedTask, model: Any, doc_ids: list[int], *, shots: int)
     with _quiet():
         from lm_eval.evaluator import evaluate
 
+        name = inner.task_name
         inner.set_config("num_fewshot", shots)
         inner.set_fewshot_seed(seed=task.seed)
         results = evaluate(
             lm=model,
-            task_dict={"tasks": {inner.task_name: inner}},
-            samples={inner.task_name: doc_ids},
+            task_dict={"tasks": {name: inner}},
+            samples={name: doc_ids},
             bootstrap_iters=0,
             log_samples=True,
             apply_chat_template=True,
             fewshot_as_multiturn=True,
         )
-    return tuple(_score(sample, task) for sample in results["samples"][inner.task_name])
+    return tuple(_score(sample, task) for sample in results["samples"][name])
 
 
 def _score(sample: Mapping[str, Any], task: QualityTask) -> Score:
@@ -310,7 +312,11 @@ def _check(loaded: LoadedTask) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep lm-eval's and its libraries' logging, warnings and progress bars to themselves, for this long only."""
+    """Keep lm-eval's and its libraries' logging, warnings and progress bars to themselves, for this long only.
+
+    It makes up names by ``random.choices``, so the global generator is put back, too.
+    """
+    drawn = random.getstate()
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.simplefilter("ignore")
@@ -320,6 +326,7 @@ def _quiet() -> Iterator[None]:
             stack.enter_context(_no_bars())
             yield
         finally:
+            random.setstate(drawn)
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
 
