@@ -298,6 +298,8 @@ class Connection:
             error = {"message": message, "type": "NotFoundError", "param": "model", "code": 404}
             return self.send_json({"error": error}, status=404)
         shape = headers.get("x-fake-shape", options.fake_shape)
+        if engine.requests <= options.fake_shape_after:
+            shape = "plain"
         if shape in ("http-500", "http-429"):
             status = int(shape[-3:])
             return self.send_json({"error": {"message": f"scripted failure {status}", "code": status}}, status=status)
@@ -432,6 +434,9 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--fake-exit-after-requests", type=int, default=0, metavar="N")
     parser.add_argument("--fake-exit-code", type=int, default=1)
     parser.add_argument("--fake-shape", choices=SHAPES, default="plain")
+    parser.add_argument(
+        "--fake-shape-after", type=int, default=0, metavar="N", help="the first N requests are well behaved"
+    )
     parser.add_argument("--fake-answer", metavar="TEXT")
     parser.add_argument("--fake-version", default="0.0.0+fake")
     parser.add_argument(
