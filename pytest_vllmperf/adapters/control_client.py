@@ -28,6 +28,13 @@ _COUNTERS = {
 _KV_CACHE_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 """Names differ between versions of vLLM; the first that is there counts."""
 _EXCERPT = 500
+_READINESS_REQUEST = {
+    "prompt": "1 + 1 =",
+    "max_tokens": 4,
+    "temperature": 0.0,
+    "ignore_eos": True,  # a model may find nothing to say
+    "stream": True,
+}
 
 
 class RequestRefused(EngineError):
@@ -134,14 +141,7 @@ class ControlClient:
         """
         import httpx
 
-        body = {
-            "model": model,
-            "prompt": "1 + 1 =",
-            "max_tokens": 4,
-            "temperature": 0.0,
-            "ignore_eos": True,  # a model may find nothing to say
-            "stream": True,
-        }
+        body = {**_READINESS_REQUEST, "model": model}
         timeout = self._client.timeout if timeout_s is None else timeout_s
         sent_ns = time.monotonic_ns()
         first_ns: int | None = None

@@ -256,7 +256,8 @@ def test_temporary_files_go_to_a_short_private_folder_that_is_removed(launch, tm
 # ---------------------------------------------------------------------- ending
 
 
-def test_stopping_a_willing_engine_takes_no_kill(launch, tmp_path):
+@pytest.mark.parametrize("suspended", [False, True])
+def test_stopping_a_willing_engine_takes_no_kill(launch, tmp_path, suspended):
     source = (
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: (print('bye', flush=True), sys.exit(0)))\n"
@@ -265,6 +266,8 @@ def test_stopping_a_willing_engine_takes_no_kill(launch, tmp_path):
     )
     process = launch(source)
     until((tmp_path / "up").exists)
+    if suspended:
+        os.kill(process.pid, signal.SIGSTOP)
     process.stop()
     assert process.exit_code() == 0
     assert process.log_path.read_text() == "bye\n"
