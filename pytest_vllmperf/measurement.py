@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,7 +13,7 @@ from pytest_vllmperf.domain.records import LoadRun, MemorySample, ServerCounters
 from pytest_vllmperf.domain.summary import Summary, summarize
 from pytest_vllmperf.domain.workload import Workload
 
-__all__ = ["Watch", "measure", "start_up_summary", "token_range", "warm_up_of"]
+__all__ = ["Watch", "measure", "prompt_seed", "start_up_summary", "token_range", "warm_up_of"]
 
 Progress = Callable[[str], None]
 
@@ -20,10 +21,10 @@ _HOST_PERIOD_S = 1.0
 """Reading a proportional set size walks page tables (milliseconds for a few GiB): once a second will do."""
 _COUNTER_PERIOD_S = 0.5
 _DEVICE_PERIOD_S = 0.05
-_WARM_UP_SEED = 7_919
-"""Added to a workload's seed for its warm-up, so that no measured prompt has been seen before."""
 _FIRST_WORD_TOKEN = 259
 """In byte-level vocabularies the first ids are specials and single bytes; text of those may be invisible."""
+_ENOUGH_WORDS = 64
+_LARGE_VOCABULARY = 5_000
 _UNKNOWN_VOCABULARY = 10_000
 
 
@@ -49,25 +50,25 @@ def measure(
     tell = progress or (lambda _line: None)
     words = token_range(engine.config.model)
 
-    def drive(what: Workload) -> LoadRun:
+    def drive(what: Workload, part: str) -> LoadRun:
         return run_load(
             what,
             base_url=engine.base_url,
             model=engine.model_name,
             api_key=engine.api_key,
             token_range=words,
-            seed=what.seed,
+            seed=prompt_seed(asked, part),
         )
 
     warm_up = warm_up_of(asked)
     tell(f"{engine.name}: {asked.name}: warm-up, {warm_up.describe()}")
-    drive(warm_up)
+    drive(warm_up, "warm-up")
     tell(f"{engine.name}: {asked.name}: {asked.describe()}")
     with ControlClient(engine.base_url, engine.api_key) as control:
         watch = Watch(pid=engine.pid, gpu_uuids=tuple(gpu_uuids), counters=control.counters)
         before = control.counters()
         with watch:
-            run = drive(asked)
+            run = drive(asked, "measured")
         after = control.counters()
     summary = summarize(
         run,
@@ -92,8 +93,16 @@ def warm_up_of(workload: Workload) -> Workload:
         requests=min(workload.requests, slots),
         request_rate=None,
         max_concurrency=slots,
-        seed=workload.seed + _WARM_UP_SEED,
     )
+
+
+def prompt_seed(workload: Workload, part: str) -> int:
+    """The seed of one part of a measurement, such as ``warm-up``.
+
+    Every workload and part has its own: two workloads of one seed would otherwise open their prompts
+    with the same tokens, and the second would be served from the prefix cache of the first.
+    """
+    return zlib.crc32(f"{workload.name}/{part}/{workload.seed}".encode())
 
 
 def token_range(model: str) -> tuple[int, int]:
@@ -104,9 +113,8 @@ def token_range(model: str) -> tuple[int, int]:
     from pytest_vllmperf.adapters.model_files import vocabulary_size
 
     size = vocabulary_size(model) or _UNKNOWN_VOCABULARY
-    if size <= 2 * _FIRST_WORD_TOKEN:
-        return min(_FIRST_WORD_TOKEN, size // 2), size
-    return _FIRST_WORD_TOKEN, size - size // 10
+    low = _FIRST_WORD_TOKEN if size >= _FIRST_WORD_TOKEN + _ENOUGH_WORDS else size // 2
+    return low, size - size // 10 if size >= _LARGE_VOCABULARY else size
 
 
 def start_up_summary(engine: EngineHandle) -> Summary:

@@ -1,0 +1,86 @@
+"""Measuring a live (fake) engine: warm-up apart, memory and counters watched, prompts never repeated."""
+
+import json
+import urllib.request
+
+import pytest
+
+from pytest_vllmperf import BUILT_IN_WORKLOADS, EngineConfig, Workload
+from pytest_vllmperf.adapters.environment import gather_environment
+from pytest_vllmperf.measurement import measure, prompt_seed, start_up_summary, token_range, warm_up_of
+from pytest_vllmperf.pool import EnginePool
+
+TINY = Workload(name="tiny", input_tokens=16, output_tokens=8, requests=6, max_concurrency=3)
+
+
+@pytest.fixture
+def engine(tmp_path, fake_command):
+    environment = gather_environment(tmp_path, gpus=(), driver=None)
+    config = EngineConfig(name="one", model="fake-model", command=fake_command)
+    pool = EnginePool(engines={"one": config}, environment=environment, directory=tmp_path)
+    yield pool.acquire("one")
+    pool.close()
+
+
+def bodies(engine) -> list[dict]:
+    with urllib.request.urlopen(f"{engine.base_url}/fake/requests") as answer:
+        return json.load(answer)
+
+
+def test_a_measurement_has_every_metric_of_a_load_run(engine):
+    summary = measure(engine, TINY)
+    assert summary.completed == summary.requests == 6
+    assert summary.invalid == ()
+    for name in ("ttft_mean", "tpot_mean", "e2el_mean", "output_throughput", "total_throughput", "host_memory_peak"):
+        assert summary.metrics[name].value is not None, summary.metrics[name].missing
+        assert summary.metrics[name].value > 0
+    assert summary.metrics["device_memory_peak"].missing == "no GPU"
+    assert summary.metrics["preemptions"].value == 0
+    assert summary.metrics["goodput"].missing == "the workload states no service level"
+
+
+def test_no_prompt_is_sent_twice_whatever_is_measured_on_one_engine(engine):
+    measure(engine, TINY)
+    measure(engine, Workload(name="other", input_tokens=16, output_tokens=8, requests=6, max_concurrency=3))
+    openings = [tuple(body["prompt"][:8]) for body in bodies(engine) if isinstance(body["prompt"], list)]
+    assert len(openings) >= 18
+    assert len(set(openings)) == len(openings)
+
+
+def test_progress_tells_warm_up_measurement_and_result(engine):
+    lines: list[str] = []
+    measure(engine, TINY, progress=lines.append)
+    assert [line.split(":")[1].strip() for line in lines] == ["tiny"] * 3
+    assert "warm-up" in lines[0]
+    assert "6/6 requests" in lines[2]
+
+
+def test_a_start_up_becomes_a_summary_that_limits_can_judge(engine):
+    summary = start_up_summary(engine)
+    ready = summary.metrics["time_to_ready"].value
+    first = summary.metrics["first_request_ttft"].value
+    assert ready is not None
+    assert first is not None
+    assert 0 < first < ready
+
+
+@pytest.mark.parametrize("workload", BUILT_IN_WORKLOADS, ids=lambda w: w.name)
+def test_a_warm_up_has_the_lengths_and_the_concurrency_of_its_workload(workload):
+    warm_up = warm_up_of(workload)
+    assert (warm_up.input_tokens, warm_up.output_tokens) == (workload.input_tokens, workload.output_tokens)
+    assert warm_up.requests == warm_up.max_concurrency == (workload.max_concurrency or 2)
+    assert not warm_up.open_loop
+
+
+def test_every_workload_and_part_draws_prompts_of_its_own():
+    seeds = {prompt_seed(w, part) for w in BUILT_IN_WORKLOADS for part in ("warm-up", "measured")}
+    assert len(seeds) == 2 * len(BUILT_IN_WORKLOADS)
+
+
+def test_prompts_avoid_specials_and_single_bytes(tmp_path):
+    for size, expected in ((438, (259, 438)), (300, (150, 300)), (151_936, (259, 136_743)), (None, (259, 9_000))):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        if size is not None:
+            (folder / "config.json").write_text(json.dumps({"vocab_size": size}))
+        assert token_range(str(folder)) == expected
