@@ -33,7 +33,14 @@ def event_data(pieces: Iterable[tuple[int, bytes]], *, flush: bool) -> Iterator[
     stamp = 0
     for stamp, piece in pieces:
         # What vLLM sends: one event, one data line, one read. All else takes the general way.
-        if lines.at_line_start and not data and _is_plain_event(piece):
+        if (
+            lines.fresh
+            and not data
+            and piece.startswith(b"data: {")
+            and piece.find(b"\n") == len(piece) - 2
+            and piece.endswith(b"\n\n")
+            and b"\r" not in piece
+        ):
             yield stamp, piece[6:-2]
             continue
         for line in lines.feed(piece):
@@ -48,15 +55,6 @@ def event_data(pieces: Iterable[tuple[int, bytes]], *, flush: bool) -> Iterator[
             yield stamp, b"\n".join(data)
 
 
-def _is_plain_event(piece: bytes) -> bool:
-    return (
-        piece.startswith(b"data: {")
-        and piece.find(b"\n") == len(piece) - 2
-        and piece.endswith(b"\n\n")
-        and (b"\r" not in piece)
-    )
-
-
 def _take_field(line: bytes, data: list[bytes]) -> None:
     name, colon, value = line.partition(b":")
     if name == b"data":
@@ -66,17 +64,14 @@ def _take_field(line: bytes, data: list[bytes]) -> None:
 class _LineReader:
     """Splits pieces into lines without their ends; remembers an unfinished one."""
 
-    __slots__ = ("_after_cr", "_at_start", "rest")
+    __slots__ = ("_after_cr", "_at_start", "fresh", "rest")
 
     def __init__(self) -> None:
         self.rest = b""
+        self.fresh = False
+        """Nothing is pending: the next byte begins a line. Not so at the very start, where a mark may come."""
         self._at_start = True
         self._after_cr = False
-
-    @property
-    def at_line_start(self) -> bool:
-        """True when nothing is pending: the next byte begins a line."""
-        return not (self.rest or self._after_cr or self._at_start)
 
     def feed(self, piece: bytes) -> list[bytes]:
         if self._after_cr and piece:
@@ -95,4 +90,5 @@ class _LineReader:
         if len(self.rest) > _LONGEST_LINE:
             raise EventTooLong(f"a line of the event stream is longer than {_LONGEST_LINE} bytes")
         self._after_cr = bool(lines) and not self.rest and lines[-1].endswith(b"\r")
+        self.fresh = not (self.rest or self._after_cr)
         return [line.rstrip(b"\r\n") for line in lines]

@@ -20,6 +20,9 @@ _Count = Annotated[int, msgspec.Meta(ge=0)]
 _BAD_FINISHES = ("abort", "error")
 
 
+_ABSENT = msgspec.Raw()
+
+
 class _Delta(msgspec.Struct):
     content: Union[str, None] = None
     reasoning: Union[str, None] = None
@@ -52,14 +55,15 @@ class _Usage(msgspec.Struct):
 class _Event(msgspec.Struct):
     choices: Union[list[_Choice], None] = None
     usage: Union[_Usage, None] = None
-    error: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = _ABSENT
     object: Union[str, None] = None
     message: Union[str, None] = None
 
     def error_message(self) -> str | None:
-        raw = bytes(self.error)
-        if raw and raw != b"null":
-            return _message_in(raw)
+        if self.error is not _ABSENT:
+            raw = bytes(self.error)
+            if raw != b"null":
+                return _message_in(raw)
         return (self.message or "unnamed error") if self.object == "error" else None
 
 
