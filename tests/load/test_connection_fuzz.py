@@ -4,7 +4,7 @@ success."""
 import asyncio
 from itertools import pairwise
 
-import fake_engine
+import fake_answers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +29,7 @@ BAD = {
 
 def recorded(shape: str, *, chat: bool = True, chunked: bool = True) -> bytes:
     """The bytes of one whole answer of the fake engine."""
-    script = fake_engine.Script(
+    script = fake_answers.Script(
         chat=chat,
         model="m",
         prompt_tokens=4,
@@ -43,7 +43,7 @@ def recorded(shape: str, *, chat: bool = True, chunked: bool = True) -> bytes:
         tokens_per_event=1,
         shape=shape,
     )
-    body = [step.data for step in fake_engine.steps_of(script)]
+    body = [step.data for step in fake_answers.steps_of(script)]
     if not chunked:
         whole = b"".join(body)
         return b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n\r\n%b" % (

@@ -1,6 +1,5 @@
 import json
 
-import fake_engine
 import pytest
 
 from pytest_vllmperf.domain.records import RequestOutcome, RequestRecord
@@ -212,7 +211,3 @@ def test_a_request_never_answered_has_no_status() -> None:
     exchange = Exchange(index=0, payload=b"", outcome=RequestOutcome.CONNECTION_ERROR, detail="refused")
     record = record_of(exchange, output_tokens=2)
     assert (record.outcome, record.status, record.first_byte_ns) == (RequestOutcome.CONNECTION_ERROR, None, None)
-
-
-def test_the_scripted_shapes_are_all_known_here() -> None:
-    assert len(set(fake_engine.SHAPES)) == len(fake_engine.SHAPES)
