@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from pytest_vllmperf import BUILT_IN_TASKS, EngineConfig
+from pytest_vllmperf.adapters.history import pytest_benchmark_scale_unit  # noqa: F401 - units in `pytest-benchmark compare`
 
 BUNDLED = Path(__file__).parent / "suites" / "models" / "tinymath"
 MODEL = os.environ.get("MODEL") or str(BUNDLED)

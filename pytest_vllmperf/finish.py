@@ -46,13 +46,10 @@ def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts
         status = int(exit_code(outcome))
     session.exitstatus = status
     engines = _engine_reports(run)
-    report = _report(
-        run,
-        engines,
-        verdicts,
-        (*unrecorded, *(() if status not in (0, *ExitCode) else _nothing_judged(outcome, engines))),
-        status,
-    )
+    problems = [*unrecorded, *_other_failures(facts.ordinary_failures)]
+    if status in {int(code) for code in ExitCode}:  # a run that was interrupted, or broke, has told why
+        problems += _nothing_judged(outcome, engines)
+    report = _report(run, engines, verdicts, tuple(problems), status)
     directory = run.options.report_directory
     writers.write_json(report, directory / "report.json")
     writers.write_markdown(report, directory / "report.md")
@@ -119,6 +116,12 @@ def _nothing_judged(outcome: Any, engines: tuple[EngineReport, ...]) -> tuple[st
             "(--vllmperf-record-only if that is meant)"
         ),
     )
+
+
+def _other_failures(count: int) -> tuple[str, ...]:
+    if not count:
+        return ()
+    return (f"{count} test{'s' if count > 1 else ''} failed or errored for another reason than a limit",)
 
 
 def _engine_reports(run: Session) -> tuple[EngineReport, ...]:

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_vllmperf.session import Evidence, Session
-
 if TYPE_CHECKING:
     from pytest_vllmperf.domain.engine import EngineHandle
     from pytest_vllmperf.domain.quality import QualityTask
     from pytest_vllmperf.domain.summary import Summary
     from pytest_vllmperf.domain.workload import Workload
+    from pytest_vllmperf.session import Evidence, Session
 
-SESSION = pytest.StashKey[Session]()
-EVIDENCE = pytest.StashKey[Evidence]()
+# The keys' types are for the type checker: importing them would cost every start of pytest 10 ms and more.
+SESSION: pytest.StashKey[Session] = pytest.StashKey()
+EVIDENCE: pytest.StashKey[Evidence] = pytest.StashKey()
 
 
 def _evidence(node: pytest.Item) -> Evidence:
+    from pytest_vllmperf.session import Evidence
+
     return node.stash.setdefault(EVIDENCE, Evidence())
 
 
@@ -119,6 +121,7 @@ def vllm_check(request: pytest.FixtureRequest) -> Callable[..., None]:
     def check(summary: Summary, *metrics: str) -> None:
         __tracebackhide__ = True
         from pytest_vllmperf.domain.gate import failure_message, judge_all
+        from pytest_vllmperf.session import Evidence
 
         verdicts = judge_all(session.thresholds, session.subject(summary), summary, metrics)
         _evidence(request.node).add(Evidence(verdicts=verdicts))

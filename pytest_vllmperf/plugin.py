@@ -36,6 +36,7 @@ class _RunState:
 
     def __init__(self) -> None:
         self.uses_engines = False
+        self.checked = False
         self.partial: str | None = None
         self.ordinary_failures = 0
         self.internal_error = False
@@ -128,8 +129,9 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
         state.partial = "tests were deselected"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Check everything the user wrote before the first engine starts."""
+    """Check everything the user wrote before the first engine starts, and before the terminal announces it."""
     from pytest_vllmperf.errors import ConfigError
 
     config = session.config
@@ -147,6 +149,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             run.check_limits_resolve()
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from error
+    state.checked = not config.option.collectonly
     if not is_worker(config) and not config.option.collectonly:
         _prepare_history(config)
 
@@ -251,7 +254,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if config is None or is_worker(config) or config.stash.get(SESSION, None) is None:
         return
     fate = getattr(report, "vllmperf_fate", None)
-    if report.failed and fate not in ("INVALID", "INCONCLUSIVE"):
+    if report.failed and fate not in ("FAIL", "INVALID", "INCONCLUSIVE"):
         config.stash[_STATE].ordinary_failures += 1
     sent = getattr(report, "vllmperf", None)
     if sent is not None:
@@ -299,7 +302,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, obj
     if run.pool_started:
         run.pool.close()
     state = config.stash[_STATE]
-    if is_worker(config) or config.option.collectonly or not state.uses_engines:
+    if is_worker(config) or not state.checked:
         return (yield)
     from pytest_vllmperf.finish import conclude
 

@@ -128,7 +128,9 @@ class Session:
         path = self.options.thresholds_path
         if not path.exists() and path == self.options.root / "thresholds.toml":
             return Thresholds(quality_tasks={}, path=None)
-        return read_thresholds(path, engines=self.engines, workloads=(*self.workloads, *self.tasks, "startup"))
+        return read_thresholds(
+            path, engines=self.engines, workloads=(*self.workloads, *self.tasks, "startup"), tasks=self.tasks
+        )
 
     @cached_property
     def environment(self) -> Environment:

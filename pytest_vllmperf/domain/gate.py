@@ -10,10 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pytest_vllmperf.domain.metrics import STATISTICS, metric
+from pytest_vllmperf.domain.metrics import judgeable_metric
 from pytest_vllmperf.domain.summary import Summary
 from pytest_vllmperf.domain.thresholds import Limit, Outcome, Subject, Thresholds, Verdict, judge, resolve
-from pytest_vllmperf.errors import UnknownMetric
 
 __all__ = ["ExitCode", "RunOutcome", "exit_code", "failure_message", "judge_all"]
 
@@ -82,10 +81,7 @@ def judge_all(thresholds: Thresholds, subject: Subject, summary: Summary, metric
     """
     verdicts = []
     for name in metrics:
-        entry = metric(name)
-        if entry.distribution:
-            statistics = ", ".join(f"{name}_{s}" for s in STATISTICS)
-            raise UnknownMetric(f"metric {name!r} is a distribution; judge one of its statistics: {statistics}")
+        judgeable_metric(name)
         verdicts.append(judge(summary, name, resolve(thresholds, subject, name)))
     if summary.kind == "load" and "error_rate" not in metrics:
         limit = resolve(thresholds, subject, "error_rate")

@@ -70,7 +70,7 @@ def test_failed_requests_fail_the_run_although_no_limit_mentions_them(project):
     project.write(engines=[{"name": "one", "args": {"fake-shape": "http-500", "fake-shape-after": 8}}])
     result = project.run()
     assert result.ret == 1, result.stdout.str()
-    result.stdout.fnmatch_lines(["*error_rate*built in*"])
+    result.stdout.fnmatch_lines(["*error rate*built in*"])
 
 
 def test_a_limit_that_no_test_of_the_whole_suite_looked_at_is_not_silently_green(project):
