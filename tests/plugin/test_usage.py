@@ -59,11 +59,12 @@ def test_collect_only_looks_for_no_gpu_and_opens_no_socket(project):
     project.write(
         files={
             "spy.py": """
+            import re
             import sys
 
             def hook(event, args):
-                if event == "subprocess.Popen" and "git" in str(args[0]):
-                    return  # pytest-benchmark asks git for its tag
+                if event == "subprocess.Popen" and not {"python", "nvidia"} & set(re.findall("[a-z]+", str(args[0]))):
+                    return  # pytest-benchmark asks git and uname
                 if event in ("socket.connect", "socket.bind", "subprocess.Popen"):
                     raise RuntimeError(f"{event} while collecting")
                 if event == "import" and args[0] in ("pynvml", "httpx", "lm_eval", "torch"):
