@@ -196,7 +196,8 @@ def test_an_engine_that_never_streams_a_token_is_not_ready(make_pool):
 
 
 DISOBEDIENT = """
-import runpy, sys
+import os, runpy, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
 sys.argv = [sys.argv[1], *("other" if argument == "fake" else argument for argument in sys.argv[2:])]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

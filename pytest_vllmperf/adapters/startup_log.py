@@ -36,9 +36,10 @@ _ARGPARSE = re.compile(r"\S+: error: .+")
 _LAST_WORDS = re.compile(r"\S*: No module named .+|.*(Segmentation fault|Bus error|Killed|Illegal instruction)\b.*")
 _POINTERS = re.compile(
     r"See root cause above|check the stack trace above|EngineCore encountered an issue|EngineDeadError"
-    r"|died unexpectedly|WorkerProc (hit an exception|initialization failed)"
+    r"|died unexpectedly|output_handler failed|EngineCore failed to start"
+    r"|WorkerProc (hit an exception|initialization failed)|^Traceback|^\s"
 )
-"""Lines that only say that something else failed: never the root cause while there is another candidate."""
+"""Lines that only say that something failed (or lead up to what did): no root cause while there is another."""
 _ENGINE_ROLES = ("EngineCore", "Worker", "VllmWorker")
 _NOISE = re.compile(
     r"nanobind: |See https://nanobind| - leaked (instance|type|function) | - \.\.\. skipped remainder"
@@ -127,6 +128,12 @@ HINTS: tuple[Hint, ...] = (
         id="port-taken",
         pattern=_TAKEN.pattern,
         advice="another process took the port between its choice and its use; run again",
+    ),
+    Hint(
+        id="core-killed",
+        pattern=r"EngineDeadError: EngineCore encountered an issue",
+        advice="the engine core ended without a word of its own: somebody killed it, perhaps the kernel for lack of "
+        "memory (see dmesg, and host memory in the report)",
     ),
     Hint(
         id="no-vllm",

@@ -47,6 +47,14 @@ def test_the_cause_is_the_workers_exception_where_the_api_server_names_no_proces
     assert "gpu_args" in cause.hint
 
 
+def test_an_engine_core_killed_from_outside_leaves_only_the_api_servers_word():
+    cause = find_cause(log("vllm-0.32.0-core-killed"))
+    assert cause is not None
+    assert cause.line.startswith("vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.")
+    assert cause.hint is not None
+    assert "somebody killed it" in cause.hint
+
+
 def test_an_unknown_flag_is_named():
     cause = find_cause(log("vllm-0.14.0-unknown-flag"))
     assert cause is not None
