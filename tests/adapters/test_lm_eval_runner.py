@@ -35,6 +35,12 @@ def read(task, texts):
     return found
 
 
+def test_the_answer_length_asked_for_replaces_the_tasks_own_and_answers_stay_greedy():
+    kwargs = load_task(replace(GSM8K, max_gen_toks=77), ROWS).inner.config.generation_kwargs
+    assert (kwargs["max_gen_toks"], kwargs["do_sample"], kwargs["temperature"]) == (77, False, 0.0)
+    assert kwargs["until"] == ["Question:", "</s>", "<|im_end|>"]
+
+
 def test_both_filters_read_every_answer():
     texts = ["The answer is 18.", "It is 1225, clearly", "The answer is 5."]
     assert read(LOCAL, texts) == {
