@@ -21,6 +21,7 @@ _HOST_PERIOD_S = 1.0
 """Reading a proportional set size walks page tables (milliseconds for a few GiB): once a second will do."""
 _COUNTER_PERIOD_S = 0.5
 _DEVICE_PERIOD_S = 0.05
+_WARM_UP_TOKENS = 64
 _FIRST_WORD_TOKEN = 259
 """In byte-level vocabularies the first ids are specials and single bytes; text of those may be invisible."""
 _ENOUGH_WORDS = 64
@@ -37,8 +38,8 @@ def measure(
 ) -> Summary:
     """Measure ``workload`` on a live engine.
 
-    The warm-up has the workload's own lengths and concurrency with other prompts and counts for nothing:
-    the first burst after a start is the slowest by far.
+    The warm-up has the workload's own prompt length and concurrency with other prompts, and counts for
+    nothing: the first burst after a start is the slowest by far.
 
     Raises:
         LoadProcessError: The load process died; nothing was measured.
@@ -86,13 +87,17 @@ def measure(
 
 
 def warm_up_of(workload: Workload) -> Workload:
-    """The unmeasured opening of ``workload``: same lengths, one request for each slot, all at once."""
+    """The unmeasured opening of ``workload``: its prompts' length, one request for each slot, all at once.
+
+    Answers are cut at 64 tokens: that reaches every batch size the workload will, at a fraction of its time.
+    """
     slots = workload.max_concurrency or 2
     return replace(
         workload,
         requests=min(workload.requests, slots),
         request_rate=None,
         max_concurrency=slots,
+        output_tokens=min(workload.output_tokens, _WARM_UP_TOKENS),
     )
 
 

@@ -65,9 +65,10 @@ def test_a_start_up_becomes_a_summary_that_limits_can_judge(engine):
 
 
 @pytest.mark.parametrize("workload", BUILT_IN_WORKLOADS, ids=lambda w: w.name)
-def test_a_warm_up_has_the_lengths_and_the_concurrency_of_its_workload(workload):
+def test_a_warm_up_has_the_prompts_and_the_concurrency_of_its_workload(workload):
     warm_up = warm_up_of(workload)
-    assert (warm_up.input_tokens, warm_up.output_tokens) == (workload.input_tokens, workload.output_tokens)
+    assert warm_up.input_tokens == workload.input_tokens
+    assert 1 <= warm_up.output_tokens <= 64
     assert warm_up.requests == warm_up.max_concurrency == (workload.max_concurrency or 2)
     assert not warm_up.open_loop
 
