@@ -96,7 +96,12 @@ def _unrecorded_limits(run: Session) -> tuple[str, ...]:
 
     judged = run.evidence.verdicts
     here = run.environment.hardware
-    models = {e.name: e.model_name for e in run.selected_engines.values()}
+    engines = run.evidence.engines
+    models = {  # what never ran, and why, is told elsewhere
+        e.name: e.model_name
+        for e in run.selected_engines.values()
+        if e.name in engines and engines[e.name].state == "measured"
+    }
     return tuple(
         f"{limit.where}: {limit.metric} {limit.text} applies here, but {limit.metric} was never judged"
         for table, limit in applicable(run.thresholds, hardware=here, models=models)
