@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pytest_vllmperf.adapters import engine_process, startup_log
 from pytest_vllmperf.adapters.control_client import ControlClient, RequestRefused
 from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle, StartUp
+from pytest_vllmperf.domain.hints import find_hint
 from pytest_vllmperf.domain.report import EngineReport
 from pytest_vllmperf.errors import EngineError, EngineExited, EngineStartTimeout, EngineUnavailable
 
@@ -320,7 +321,7 @@ class _Start:
         return None
 
     def _refusal(self) -> EngineError:
-        hint = startup_log.find_hint(self.problem)
+        hint = find_hint(self.problem)
         advice = f"\n  hint:  {hint}" if hint else ""
         return self._failure(EngineError, f"is healthy and refuses the readiness request: {self.problem}{advice}")
 

