@@ -39,13 +39,9 @@ def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts
         inconclusive_fails=run.thresholds.inconclusive == "fail",
         record_only=run.options.record_only,
     )
-    status = int(session.exitstatus)
-    if facts.internal_error and status == pytest.ExitCode.OK:
-        status = int(pytest.ExitCode.INTERNAL_ERROR)
-    elif status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        status = int(exit_code(outcome))
+    status = _status(int(session.exitstatus), facts, int(exit_code(outcome)))
     session.exitstatus = status
-    engines = _engine_reports(run)
+    engines = run.engine_reports()
     problems = [*unrecorded, *_other_failures(facts.ordinary_failures)]
     if status in {int(code) for code in ExitCode}:  # a run that was interrupted, or broke, has told why
         problems += _nothing_judged(outcome, engines)
@@ -56,6 +52,14 @@ def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts
     history.record(config, report.summaries, extra=_history_extra(report))
     config.hook.pytest_vllmperf_report(config=config, report=report)
     return report
+
+
+def _status(ended: int, facts: RunFacts, judged: int) -> int:
+    """The exit status: pytest's own where the run broke off, else the judgement's; never 0 after a failure."""
+    finished = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    if facts.internal_error and ended in (*finished, pytest.ExitCode.NO_TESTS_COLLECTED):
+        return int(pytest.ExitCode.INTERNAL_ERROR)
+    return (judged or ended) if ended in finished else ended
 
 
 def print_report(terminal: Any, report: Report, directory: Path, root: Path) -> None:
@@ -127,10 +131,6 @@ def _other_failures(count: int) -> tuple[str, ...]:
     if not count:
         return ()
     return (f"{count} test{'s' if count > 1 else ''} failed or errored for another reason than a limit",)
-
-
-def _engine_reports(run: Session) -> tuple[EngineReport, ...]:
-    return tuple(run.evidence.engines[n] for n in run.selected_engines if n in run.evidence.engines)
 
 
 def _report(

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_vllmperf.stash import EVIDENCE, SESSION
+
 if TYPE_CHECKING:
     from pytest_vllmperf.domain.engine import EngineHandle
     from pytest_vllmperf.domain.quality import QualityTask
     from pytest_vllmperf.domain.summary import Summary
     from pytest_vllmperf.domain.workload import Workload
-    from pytest_vllmperf.session import Evidence, Session
-
-# The keys' types are for the type checker: importing them would cost every start of pytest 10 ms and more.
-SESSION: pytest.StashKey[Session] = pytest.StashKey()
-EVIDENCE: pytest.StashKey[Evidence] = pytest.StashKey()
+    from pytest_vllmperf.session import Evidence
 
 
 def _evidence(node: pytest.Item) -> Evidence:

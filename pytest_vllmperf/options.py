@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,19 +113,26 @@ def is_worker(config: pytest.Config) -> bool:
 
 
 class _Progress:
-    """Plain lines on the terminal while work is long; silent under -q and in xdist workers."""
+    """Plain lines on the terminal while work is long; silent under -q.
+
+    A worker of pytest-xdist has no terminal: it writes to the stderr it shares with the controller.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
 
     def __call__(self, line: str) -> None:
-        reporter: Any = self.config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is None or reporter.verbosity < 0 or is_worker(self.config):
+        if self.config.option.verbose < 0:
             return
         capture: Any = self.config.pluginmanager.get_plugin("capturemanager")
-        if capture is None:
-            reporter.write_line(f"  > {line}")
-            return
-        with capture.global_and_fixture_disabled():
+        with capture.global_and_fixture_disabled() if capture is not None else contextlib.nullcontext():
+            self._write(line)
+
+    def _write(self, line: str) -> None:
+        reporter: Any = self.config.pluginmanager.get_plugin("terminalreporter")
+        if is_worker(self.config):
+            worker = self.config.workerinput["workerid"]  # type: ignore[attr-defined]
+            print(f"  > [{worker}] {line}", file=sys.stderr, flush=True)  # noqa: T201 - there is nothing else
+        elif reporter is not None:
             reporter.ensure_newline()
             reporter.write_line(f"  > {line}")

@@ -5,16 +5,14 @@ Everything heavy is imported inside functions: every pytest start on this interp
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllmperf import hookspecs
+from pytest_vllmperf import collection, hookspecs
 from pytest_vllmperf.fixtures import (  # noqa: F401 - fixtures are found in the namespace of a plugin
-    EVIDENCE,
-    SESSION,
     vllm_check,
     vllm_engine,
     vllm_evaluate,
@@ -23,24 +21,10 @@ from pytest_vllmperf.fixtures import (  # noqa: F401 - fixtures are found in the
     vllm_start_up,
 )
 from pytest_vllmperf.options import add_options, is_worker, session_of
+from pytest_vllmperf.stash import EVIDENCE, SESSION, STATE, RunState
 
 if TYPE_CHECKING:
-    from pytest_vllmperf.domain.report import Report
     from pytest_vllmperf.session import Evidence, Session
-
-_STATE = pytest.StashKey["_RunState"]()
-
-
-class _RunState:
-    """What the hooks themselves must remember of a run."""
-
-    def __init__(self) -> None:
-        self.uses_engines = False
-        self.checked = False
-        self.partial: str | None = None
-        self.ordinary_failures = 0
-        self.internal_error = False
-        self.report: Report | None = None
 
 
 # ---------------------------------------------------------------------------- options
@@ -61,13 +45,27 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "vllm_engine(*names): run this test for these engines only (default: all).")
     if not config.hook.pytest_vllmperf_engines.get_hookimpls():
         return
+    from pytest_vllmperf.distribution import Distribution, limits_from_controller
     from pytest_vllmperf.errors import ConfigError
 
-    config.stash[_STATE] = _RunState()
+    config.stash[STATE] = RunState()
     try:
         config.stash[SESSION] = session_of(config)
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from error
+    config.stash[SESSION].limits_sent = limits_from_controller(config)
+    if config.pluginmanager.has_plugin("xdist") and not is_worker(config):
+        config.pluginmanager.register(Distribution(config), "vllmperf-distribution")
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """``-n auto``, where engines are declared: a worker for each GPU, one on a machine without."""
+    if not config.hook.pytest_vllmperf_engines.get_hookimpls() or os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
+        return None
+    from pytest_vllmperf.adapters.gpu import list_gpus
+
+    return len(list_gpus()) or 1
 
 
 # ---------------------------------------------------------------------------- collection
@@ -75,122 +73,61 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run tests that use an engine once for each, and quality tests once for each task."""
-    session = metafunc.config.stash.get(SESSION, None)
-    if "vllm_engine" in metafunc.fixturenames:
-        if session is None:
-            raise pytest.UsageError(
-                f"{metafunc.definition.nodeid} uses vllm_engine, but no engines are declared: implement "
-                "pytest_vllmperf_engines(config) in conftest.py"
-            )
-        names = _engines_of(metafunc, session)
-        metafunc.parametrize("vllm_engine", names, ids=names, indirect=True, scope="session")
-    if "vllm_quality_task" in metafunc.fixturenames:
-        tasks = list(session.tasks) if session is not None else []
-        metafunc.parametrize("vllm_quality_task", tasks, ids=tasks, indirect=True)
-
-
-def _engines_of(metafunc: pytest.Metafunc, session: Session) -> list[str]:
-    marker = metafunc.definition.get_closest_marker("vllm_engine")
-    wanted = marker.args if marker else tuple(session.engines)
-    for name in wanted:
-        if name not in session.engines:
-            raise pytest.UsageError(
-                f"{metafunc.definition.nodeid}: vllm_engine({name!r}): no such engine; "
-                f"declared: {', '.join(session.engines)}"
-            )
-    return [name for name in session.selected_engines if name in wanted]
-
-
-def _engine_of(item: pytest.Item) -> str | None:
-    """The engine a test runs on; None for a test without one."""
-    callspec = getattr(item, "callspec", None)
-    name = callspec.params.get("vllm_engine") if callspec else None
-    return name if isinstance(name, str) else None
+    collection.parametrize(metafunc)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put each engine's tests together, whatever pytest or other plugins made of the order.
-
-    Older pytest reorders session parameters by index, random-order plugins by taste; either would
-    launch an engine again and again. Tests without engine go first, so that none holds a GPU idle.
-    """
+    """Put each engine's tests together, last of all plugins."""
     session = config.stash.get(SESSION, None)
     if session is None:
         return
-    place = {name: number for number, name in enumerate(session.engines, start=1)}
-    items.sort(key=lambda item: place.get(_engine_of(item) or "", 0))
-    config.stash[_STATE].uses_engines = any(_engine_of(item) for item in items)
+    collection.order_by_engine(items, session)
+    config.stash[STATE].uses_engines = any(collection.engine_of(item) for item in items)
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     """Remember that the run is partial: limits of unselected tests are then not expected to be judged."""
-    if items and (state := items[0].config.stash.get(_STATE, None)):
+    if items and (state := items[0].config.stash.get(STATE, None)):
         state.partial = "tests were deselected"
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Count what could not be collected: the rest may run, and must not end green."""
+    if report.failed and _running is not None:
+        _running.stash[STATE].ordinary_failures += 1
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Check everything the user wrote before the first engine starts, and before the terminal announces it."""
-    from pytest_vllmperf.errors import ConfigError
+    """Check everything the user wrote before the first engine starts, and before the terminal announces it.
 
-    config = session.config
-    run = config.stash.get(SESSION, None)
-    if run is None or not config.stash[_STATE].uses_engines:
-        return
-    state = config.stash[_STATE]
-    if run.options.engines or config.option.keyword or config.option.markexpr:
-        state.partial = "only a part was selected"
-    if any(not (config.invocation_params.dir / arg.split("::")[0]).is_dir() for arg in config.args):
-        state.partial = "only some files were selected"
-    try:
-        _ = run.thresholds
-        if not config.option.collectonly:
-            run.check_limits_resolve()
-    except ConfigError as error:
-        raise pytest.UsageError(str(error)) from error
-    state.checked = not config.option.collectonly
-    if not is_worker(config) and not config.option.collectonly:
-        _prepare_history(config)
-
-
-def _prepare_history(config: pytest.Config) -> None:
-    from pytest_vllmperf.adapters import history
-    from pytest_vllmperf.errors import HistoryError
-
-    try:
-        history.prepare(config)
-    except HistoryError as error:
-        raise pytest.UsageError(str(error)) from error
+    The controller does so for its workers.
+    """
+    state = session.config.stash.get(STATE, None)
+    if state is not None and state.uses_engines and not is_worker(session.config):
+        collection.check_before_launch(session.config)
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     """Say what is about to happen: versions, hardware, engines, workloads, where results go."""
-    session = config.stash.get(SESSION, None)
-    if session is None or not config.stash[_STATE].uses_engines or config.option.verbose < 0:
+    state = config.stash.get(STATE, None)
+    if state is None or not state.uses_engines or config.option.verbose < 0:
         return []
-    engines = ", ".join(session.selected_engines)
-    if config.option.collectonly:
-        return [f"vllmperf: engines {engines}"]
-    here = session.environment
-    shown = [n for n in ("vllm", "torch", "transformers", "lm-eval") if n in here.packages]
-    limits = sum(len(t.limits) for t in session.thresholds.tables)
-    source = session.options.thresholds_path if session.thresholds.path else "none (no thresholds.toml)"
-    return [
-        f"vllmperf: {here.hardware}, {here.cores} cores; "
-        + ", ".join(f"{name} {here.packages[name]}" for name in shown),
-        f"vllmperf: engines {engines}; {limits} limits from {_shown(config, source)}",
-        f"vllmperf: report {_shown(config, session.options.report_directory)}; history .benchmarks",
-    ]
-
-
-def _shown(config: pytest.Config, path: Path | str) -> str:
-    if isinstance(path, Path) and path.is_relative_to(config.rootpath):
-        return str(path.relative_to(config.rootpath))
-    return str(path)
+    return collection.announcement(config)
 
 
 # ---------------------------------------------------------------------------- running
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail, before anything is launched, a test that this worker must not run."""
+    session = item.config.stash.get(SESSION, None)
+    if session is not None and is_worker(item.config):
+        from pytest_vllmperf.distribution import check_scheduled
+
+        check_scheduled(item, session)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -200,13 +137,11 @@ def pytest_runtest_makereport(
     """Let what the test measured and judged ride on its report, through xdist as well."""
     report = yield
     session = item.config.stash.get(SESSION, None)
-    name = _engine_of(item)
+    name = collection.engine_of(item)
     if session is None or name is None:
         return report
     evidence: Evidence | None = item.stash.get(EVIDENCE, None)
-    if call.when == "setup":
-        report.vllmperf_setup = name  # type: ignore[attr-defined]
-    if call.when == "teardown" or (call.when == "call" and evidence is not None):
+    if call.when != "call" or evidence is not None:  # at setup already: a test may take its worker down later
         from pytest_vllmperf.session import Evidence as _Evidence
 
         gathered = evidence or _Evidence()
@@ -215,6 +150,10 @@ def pytest_runtest_makereport(
         report.vllmperf = gathered.to_builtins()  # type: ignore[attr-defined]
         if call.when == "call":
             report.vllmperf_fate = _fate(session, gathered)  # type: ignore[attr-defined]
+    if is_worker(item.config):
+        from pytest_vllmperf.session import builtins_only
+
+        report.user_properties = builtins_only(report.user_properties)
     return report
 
 
@@ -255,12 +194,13 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         return
     fate = getattr(report, "vllmperf_fate", None)
     if report.failed and fate not in ("FAIL", "INVALID", "INCONCLUSIVE"):
-        config.stash[_STATE].ordinary_failures += 1
+        config.stash[STATE].ordinary_failures += 1
     sent = getattr(report, "vllmperf", None)
     if sent is not None:
         from pytest_vllmperf.session import Evidence
 
-        config.stash[SESSION].evidence.add(Evidence.from_builtins(sent))
+        config.stash[STATE].uses_engines = True
+        config.stash[SESSION].add_evidence(Evidence.from_builtins(sent), worker=getattr(report, "worker_id", "main"))
 
 
 _running: pytest.Config | None = None
@@ -276,7 +216,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_internalerror() -> None:
     """Remember it: with workers an internal error can otherwise end in exit code 0."""
     if _running is not None:
-        _running.stash[_STATE].internal_error = True
+        _running.stash[STATE].internal_error = True
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -301,18 +241,23 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, obj
         return (yield)
     if run.pool_started:
         run.pool.close()
-    state = config.stash[_STATE]
-    if is_worker(config) or not state.checked:
-        return (yield)
-    from pytest_vllmperf.finish import conclude
+    state = config.stash[STATE]
+    if is_worker(config):
+        from pytest_vllmperf.distribution import tell_controller
 
-    state.report = conclude(config, session, run, state)
+        tell_controller(config)
+    elif state.checked and state.uses_engines:
+        from pytest_vllmperf.finish import conclude
+
+        state.report = conclude(config, session, run, state)
+    elif state.internal_error and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
     return (yield)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Print the engine × workload × metric table and the verdict of the run."""
-    state = config.stash.get(_STATE, None)
+    state = config.stash.get(STATE, None)
     if state is None or state.report is None:
         return
     from pytest_vllmperf.finish import print_report

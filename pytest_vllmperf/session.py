@@ -8,8 +8,9 @@ controller, so that one process and many workers go the same way.
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.thresholds import Subject, Thresholds, Verdict
     from pytest_vllmperf.pool import EnginePool
 
-__all__ = ["Evidence", "Options", "Session", "named"]
+__all__ = ["Evidence", "Options", "Session", "builtins_only", "named"]
 
 Named = TypeVar("Named", EngineConfig, Workload, "QualityTask")
 
@@ -60,18 +61,14 @@ class Evidence:
 
     def to_builtins(self) -> dict[str, Any]:
         """Plain JSON types only: anything else breaks the way from a worker to the controller silently."""
-        import msgspec
-
-        plain = msgspec.to_builtins(
+        plain: dict[str, Any] = builtins_only(
             {
                 "summaries": list(self.summaries.values()),
                 "verdicts": self.verdicts,
                 "engines": list(self.engines.values()),
-            },
-            str_keys=True,
+            }
         )
-        loaded: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plain))
-        return loaded
+        return plain
 
     @classmethod
     def from_builtins(cls, plain: Mapping[str, Any]) -> Evidence:
@@ -91,6 +88,18 @@ class Evidence:
         )
 
 
+def builtins_only(value: Any) -> Any:
+    """``value`` in the exact builtin types JSON knows; NaN and infinities stay what they are.
+
+    pytest-xdist dispatches on exact types: one ``numpy.float64`` in a report ends a worker with an internal error.
+    """
+    import msgspec
+
+    from pytest_vllmperf.domain.report import builtin
+
+    return json.loads(json.dumps(msgspec.to_builtins(value, enc_hook=builtin, str_keys=True)))
+
+
 @dataclass(kw_only=True)
 class Session:
     """Everything the fixtures and hooks of one pytest process share."""
@@ -103,6 +112,8 @@ class Session:
     evidence: Evidence = field(default_factory=Evidence)
     started_at: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.timezone.utc))
     measured: dict[tuple[str, str], Summary] = field(default_factory=dict)
+    launches: dict[tuple[str, str], int] = field(default_factory=dict)
+    limits_sent: str | None = None
 
     @cached_property
     def selected_engines(self) -> dict[str, EngineConfig]:
@@ -121,7 +132,9 @@ class Session:
 
     @cached_property
     def thresholds(self) -> Thresholds:
-        """The limits, read and checked once. A missing file means no limits unless one was named."""
+        """The limits, read and checked once in a run. A missing file means no limits unless one was named."""
+        if self.limits_sent is not None:
+            return _limits_from_text(self.limits_sent)
         from pytest_vllmperf.adapters.threshold_file import read_thresholds
         from pytest_vllmperf.domain.thresholds import Thresholds
 
@@ -131,6 +144,23 @@ class Session:
         return read_thresholds(
             path, engines=self.engines, workloads=(*self.workloads, *self.tasks, "startup"), tasks=self.tasks
         )
+
+    def limits_as_text(self) -> str:
+        """The limits, for a worker's ``limits_sent``."""
+        import msgspec
+
+        return msgspec.json.encode(self.thresholds).decode()
+
+    def add_evidence(self, evidence: Evidence, *, worker: str) -> None:
+        """Take over what a test sent, on the controller. Launches are counted for each worker: one may crash."""
+        self.launches.update({(worker, engine.name): engine.launches for engine in evidence.engines.values()})
+        self.evidence.add(evidence)
+
+    def engine_reports(self) -> tuple[EngineReport, ...]:
+        """What became of each engine, in the order of the matrix, with its launches on all workers."""
+        found = self.evidence.engines
+        launches = {name: sum(n for (_, engine), n in self.launches.items() if engine == name) for name in found}
+        return tuple(replace(found[n], launches=launches[n]) for n in self.selected_engines if n in found)
 
     @cached_property
     def environment(self) -> Environment:
@@ -236,6 +266,14 @@ def named(
             if item.name in found and not replaces:
                 raise ConfigError(f"{hook}: the name {item.name!r} is used twice; give each its own")
             found[item.name] = item
+def _limits_from_text(text: str) -> Thresholds:
+    import msgspec
+
+    from pytest_vllmperf.domain.thresholds import Thresholds
+
+    return msgspec.json.decode(text, type=Thresholds)
+
+
     return found
 
 

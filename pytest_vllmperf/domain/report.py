@@ -14,7 +14,7 @@ from pytest_vllmperf.domain.summary import Summary
 from pytest_vllmperf.domain.thresholds import Outcome, Verdict
 from pytest_vllmperf.domain.units import format_quantity
 
-__all__ = ["EngineReport", "Report", "Row", "headline", "plain", "rows"]
+__all__ = ["EngineReport", "Report", "Row", "builtin", "headline", "plain", "rows"]
 
 _REDACTED = "[redacted]"
 
@@ -229,11 +229,12 @@ def plain(value: object) -> object:
     """
     import msgspec
 
-    builtins = msgspec.to_builtins(value, enc_hook=_builtin, str_keys=True)
+    builtins = msgspec.to_builtins(value, enc_hook=builtin, str_keys=True)
     return json.loads(json.dumps(builtins), parse_constant=lambda _name: None)
 
 
-def _builtin(value: object) -> object:
+def builtin(value: object) -> object:
+    """What stands in plain JSON for a value msgspec does not know: numbers for numpy's, else its ``str``."""
     import numpy as np
 
     if isinstance(value, Mapping):

@@ -1,0 +1,41 @@
+"""What the hooks and fixtures of one pytest process keep in ``config.stash`` and ``item.stash``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_vllmperf.domain.report import Report
+    from pytest_vllmperf.session import Evidence, Session
+
+__all__ = ["EVIDENCE", "SESSION", "STATE", "RunState"]
+
+
+@dataclass(slots=True, kw_only=True)
+class RunState:
+    """What the hooks themselves must remember of a run.
+
+    Args:
+        uses_engines: Some selected test uses an engine.
+        checked: Everything the user wrote was found in order, and the run may measure.
+        partial: Why limits of unselected tests are not expected to be judged; None for a whole run.
+        ordinary_failures: Tests and collectors that failed for another reason than a limit.
+        internal_error: pytest itself broke, here or in a worker.
+        report: The finished report.
+    """
+
+    uses_engines: bool = False
+    checked: bool = False
+    partial: str | None = None
+    ordinary_failures: int = 0
+    internal_error: bool = False
+    report: Report | None = None
+
+
+# The keys' types are for the type checker: importing them would cost every start of pytest 10 ms and more.
+SESSION: pytest.StashKey[Session] = pytest.StashKey()
+EVIDENCE: pytest.StashKey[Evidence] = pytest.StashKey()
+STATE: pytest.StashKey[RunState] = pytest.StashKey()
