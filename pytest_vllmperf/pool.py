@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_vllmperf.adapters import engine_process, startup_log
+from pytest_vllmperf.adapters import engine_process, engine_state, startup_log
 from pytest_vllmperf.adapters.control_client import ControlClient, RequestRefused
 from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle, StartUp
 from pytest_vllmperf.domain.hints import find_hint
@@ -140,6 +140,8 @@ class EnginePool:
             else f"ended with {startup_log.describe_exit_code(code)} after it was ready"
         )
         kind = EngineError if code is None else EngineExited
+        if slot.process.lost_guardian:
+            what += ", because its guardian was killed"
         slot.error = self._failure(kind, slot, what, api_key=slot.handle.api_key)
         self._stop(slot)
         raise slot.error
@@ -182,6 +184,8 @@ class EnginePool:
     def _launch(self, slot: _Slot) -> EngineHandle:
         """Start it, twice at most: the second time only when somebody took the port of the first."""
         slot.log_path = self._directory / f"{slot.config.name}.log"
+        if not any(other.launches for other in self._slots.values()):
+            self._reap_leftovers()
         try:
             return self._start(slot)
         except EngineError as error:
@@ -190,6 +194,13 @@ class EnginePool:
                 raise
             self._tell(f"{slot.config.name}: its port was taken, trying another")
         return self._start(slot)
+
+    def _reap_leftovers(self) -> None:
+        """End what a run left whose guardians were killed with it: it holds memory, GPUs and time."""
+        for leftover in engine_state.reap_leftovers(engine_state.runtime_directory()):
+            text = f"ended processes an earlier run had left: {', '.join(map(str, leftover.killed)) or 'none'}"
+            survived = f"; these survived SIGKILL: {', '.join(map(str, leftover.survivors))}"
+            self._tell(text + (survived if leftover.survivors else ""))
 
     def _check_machine(self, slot: _Slot) -> None:
         config, have = slot.config, len(self._environment.gpus)
@@ -229,7 +240,8 @@ class EnginePool:
             raise _PortLost(f"engine {config.name!r}: port {port} was taken before the launch")
         started_ns = time.monotonic_ns()
         try:
-            slot.process = engine_process.EngineProcess(slot.command, env=env, log_path=log_path)
+            state_path = engine_state.new_state_path(engine_state.runtime_directory())
+            slot.process = engine_process.EngineProcess(slot.command, env=env, log_path=log_path, state_path=state_path)
         except EngineError as error:
             raise EngineError(f"engine {config.name!r}: {error}") from error
         slot.launches += 1
@@ -350,6 +362,7 @@ class _Start:
         pause_s = _TELL_EVERY_S if self.phase != told else _TELL_AGAIN_S
         if self._elapsed_s() - told_at > pause_s:
             self.told = (self._elapsed_s(), self.phase)
+            self.process.take_stock()
             self.pool._tell(f"{self.slot.config.name}: {self.phase} ({self._elapsed_s():.0f} s)")
 
     def _failure(self, kind: type[EngineError], what: str) -> EngineError:

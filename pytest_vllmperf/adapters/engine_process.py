@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fnmatch
+import hashlib
+import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -21,20 +23,19 @@ from pytest_vllmperf.domain.engine import Device, EngineConfig, flags
 from pytest_vllmperf.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    import psutil
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["EngineProcess", "child_environment", "free_port", "is_port_free", "launch_command", "missing_model"]
 
 _LOOPBACK = "127.0.0.1"
-_SHM = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory; only inspected, never created in
-_SHM_NAMES = ("psm_*", "sem.mp-*", "sem.loky-*", "vllm*", "torch_*", "nccl-*")
-"""Shared memory a killed engine leaves: Python's, vLLM's offload tier, PyTorch's and NCCL's."""
-_SOCKET_ROOM = 60
+_GUARDIAN = Path(__file__).with_name("guardian")
+_SOCKET_ROOM = 50
 """Longest folder that still fits vLLM's unix sockets under it: their paths may have 107 bytes in all."""
-_POLL_S = 0.02
+_START_S = 30.0
+"""How long the guardian may take to start a command, on however busy a machine."""
+_ANSWER_S = 5.0
 _KILL_DEADLINE_S = 10.0
+"""How long the guardian tries to kill; the margin above it is :data:`_ANSWER_S`."""
 _MODEL_PATH = re.compile(r"(/|\./|\.\./|~)")
 
 
@@ -100,57 +101,76 @@ def child_environment(
 class EngineProcess:
     """A running command with everything it started: own process group, output straight into ``log_path``.
 
-    The group is in the caller's session on purpose: in a session of its own the server gets its own share of
-    the scheduler on Linux (autogroup), and starves the client that measures it.
+    Its parent is a guardian (see :mod:`pytest_vllmperf.adapters.guardian`), which ends all of it as soon as this
+    process ends in any way. The group is in the caller's session on purpose: in a session of its own the server
+    gets its own share of the scheduler on Linux (autogroup), and starves the client that measures it.
+
+    Args:
+        command: What to run.
+        env: Its whole environment.
+        log_path: Where its output goes; its folder is made.
+        state_path: Where the guardian notes what must be ended should it be killed itself; by default a file
+            beside the private temporary folder, which no later run looks for.
 
     Raises:
         EngineError: The executable is missing or may not be run.
     """
 
-    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], log_path: Path) -> None:
-        import psutil
-
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str], log_path: Path, state_path: Path | None = None
+    ) -> None:
         self.command = tuple(command)
         self.log_path = log_path
         self._owner_pid = os.getpid()
         self._stopped = False
-        self._shared: set[tuple[int, int]] = set()
+        self._pid = 0
+        self._code: int | None = None
+        self._errno: int | None = None
+        self._stocked = self._lost = False
+        self._survivors: tuple[int, ...] | None = None
+        self._unread = b""
         self._temporary = _short_temporary_directory()
+        self._state_path = state_path or self._temporary.with_suffix(".json")
         log_path.parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open("wb") as log:
+            self._guardian = _start_guardian(self._state_path, log_fd=log.fileno())
         try:
-            with log_path.open("wb") as log:
-                self._popen = _start(self.command, env=self._with_temporary(env), log_fd=log.fileno())
-        except OSError as error:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            raise EngineError(
-                f"cannot run {self.command[0]!r}: {error.strerror or error}. Give EngineConfig(command=…) an "
-                "executable that exists on this machine, by path or on PATH"
-            ) from error
-        self._leader = psutil.Process(self._popen.pid)
-        self._seen: dict[int, psutil.Process] = {}
+            self._launch(self._with_temporary(env))
+        except BaseException:  # also Ctrl-C: the end of the lifeline ends whatever was started
+            self._leave()
+            raise
         atexit.register(self.stop)
 
     @property
     def pid(self) -> int:
         """Process id of the leader; also the id of its process group."""
-        return self._popen.pid
+        return self._pid
+
+    @property
+    def lost_guardian(self) -> bool:
+        """Whether the guardian was killed, and with it the engine."""
+        self._listen(0.0)
+        return self._lost
 
     def exit_code(self) -> int | None:
         """The leader's exit code (negative: the signal that ended it), None while it runs."""
-        return self._popen.poll()
+        self._listen(0.0)
+        return self._code
 
     def wait(self, timeout_s: float) -> int | None:
         """Wait for the leader to end; its exit code, or None when it still runs after ``timeout_s``."""
-        try:
-            return self._popen.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return None
+        self._await(lambda: self._code is not None, timeout_s)
+        return self._code
 
     def listens_on(self, port: int) -> bool:
         """Whether a process of this tree holds the listening socket of ``port``."""
         import psutil
 
-        for process in self._tree():
+        try:
+            tree = psutil.Process(self._guardian.pid).children(recursive=True)
+        except psutil.Error:
+            return False
+        for process in tree:
             try:
                 connections = process.net_connections(kind="tcp")
             except psutil.Error:
@@ -160,19 +180,20 @@ class EngineProcess:
         return False
 
     def take_stock(self) -> None:
-        """Remember the processes and shared memory there are now, so that no crash can hide them from :meth:`stop`.
+        """Let the guardian note which processes and shared memory there are now.
 
-        A process that left its group is found only as long as its parent lives.
+        What it noted is removed even when the process that held it crashed, and ended by the next run even when the
+        guardian was killed. Costs about as much as reading each process's memory map: not for during a measurement.
         """
-        for process in self._tree():
-            self._seen[process.pid] = process
-            self._shared |= _shared_memory_of(process.pid)
+        self._stocked = False
+        if self._tell("stock"):
+            self._await(lambda: self._stocked, _ANSWER_S)
 
     def stop(self, grace_s: float = 5.0) -> None:
         """End the whole tree and remove what it leaves. Idempotent.
 
-        SIGTERM to the leader, ``grace_s`` for everybody to leave, then SIGKILL to the group and to every
-        descendant that is left, even one that moved to another group.
+        SIGTERM to the leader, ``grace_s`` for everybody to leave, then SIGKILL to every descendant that is left,
+        even one that moved to another group or lost its parent. Ctrl-C cuts the grace short.
 
         Raises:
             EngineError: Something survived SIGKILL (a process stuck in a driver).
@@ -181,82 +202,142 @@ class EngineProcess:
             return
         self._stopped = True
         atexit.unregister(self.stop)
-        self.take_stock()
-        if self._popen.poll() is None:
-            self._popen.terminate()
-            self._popen.send_signal(signal.SIGCONT)  # a suspended process hears nothing else
-            self._linger(grace_s)
-        survivors = self._kill()
-        _remove_shared_memory(self._shared)
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        if survivors:
+        try:
+            if self._tell(f"stop {grace_s}"):
+                self._await(lambda: self._survivors is not None, grace_s + _KILL_DEADLINE_S + _ANSWER_S)
+        except BaseException:  # Ctrl-C: no more grace
+            self._tell("stop 0")
+            raise
+        finally:
+            self._leave()
+        if self._survivors:
             raise EngineError(
-                f"processes {', '.join(str(p.pid) for p in survivors)} of {self.command[0]!r} survived SIGKILL for "
+                f"processes {', '.join(map(str, self._survivors))} of {self.command[0]!r} survived SIGKILL for "
                 f"{_KILL_DEADLINE_S:g} s; they may hold memory and GPUs until the machine restarts"
             )
+
+    # ------------------------------------------------------------------ the guardian
+
+    def _launch(self, env: Mapping[str, str]) -> None:
+        """Give the launch order and hear what became of it.
+
+        Raises:
+            EngineError: The command could not be run.
+        """
+        order = {
+            "command": self.command,
+            "env": dict(env),
+            "temporary": str(self._temporary),
+            "command_sha256": hashlib.sha256("\0".join(self.command).encode()).hexdigest(),
+        }
+        if self._tell(json.dumps(order)):
+            self._await(lambda: self._pid or self._errno is not None, _START_S)
+        if self._errno is not None:
+            raise EngineError(
+                f"cannot run {self.command[0]!r}: {os.strerror(self._errno)}. Give EngineConfig(command=…) an "
+                "executable that exists on this machine, by path or on PATH"
+            )
+        if not self._pid:
+            raise EngineError(
+                f"cannot run {self.command[0]!r}: the guardian that should start it ended, or did not answer for "
+                f"{_START_S:g} s; its last words are in {self.log_path}"
+            )
+
+    def _leave(self) -> None:
+        """Let go of the lifeline, wait until the guardian has finished, and finish what it could not."""
+        assert self._guardian.stdin is not None
+        assert self._guardian.stdout is not None
+        self._guardian.stdin.close()
+        self._await(lambda: False, _KILL_DEADLINE_S + _ANSWER_S)
+        self._guardian.stdout.close()
+        try:
+            self._guardian.wait(_ANSWER_S)
+        except subprocess.TimeoutExpired:
+            self._kill_guardian()
+        if self._state_path.exists() and not self._survivors:
+            reaper = (sys.executable, "-I", "-S", str(_GUARDIAN), "reap", str(self._state_path))
+            subprocess.run(reaper, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _kill_guardian(self) -> None:
+        """End a guardian that does not react (somebody suspended it), so that its engine can be ended without it."""
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            for half in psutil.Process(self._guardian.pid).children():
+                half.kill()
+        self._guardian.kill()
+        self._guardian.wait()
+
+    def _tell(self, command: str) -> bool:
+        """Say it to the guardian; False when it is not there any more."""
+        assert self._guardian.stdin is not None
+        try:
+            data = memoryview(f"{command}\n".encode())
+            while data:
+                data = data[self._guardian.stdin.write(data) :]
+        except BrokenPipeError:
+            return False
+        return True
+
+    def _await(self, done: Callable[[], object], timeout_s: float) -> None:
+        """Listen until ``done()``, the guardian's end or the timeout."""
+        deadline = time.monotonic() + timeout_s
+        while not done() and self._listen(max(0.0, deadline - time.monotonic())):
+            if time.monotonic() > deadline:
+                return
+
+    def _listen(self, timeout_s: float) -> bool:
+        """Take in what the guardian says within ``timeout_s``; False when it will say nothing more."""
+        stdout = self._guardian.stdout
+        assert stdout is not None
+        if stdout.closed:
+            return False
+        poll = select.poll()
+        poll.register(stdout, select.POLLIN)
+        if not poll.poll(timeout_s * 1000):
+            return True
+        data = os.read(stdout.fileno(), 4096)
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            self._hear(*line.decode().split())
+        if not data and self._pid and self._code is None:
+            self._lost, self._code = True, -signal.SIGKILL  # the engine dies with its parent
+        return bool(data)
+
+    def _hear(self, what: str, *numbers: str) -> None:
+        if what == "started":
+            self._pid = int(numbers[0])
+        elif what == "failed":
+            self._errno = int(numbers[0])
+        elif what == "exited":
+            self._code = int(numbers[0])
+        elif what == "stocked":
+            self._stocked = True
+        elif what == "lost":
+            self._lost = True
+        elif what == "stopped":
+            self._survivors = tuple(map(int, numbers))
 
     def _with_temporary(self, env: Mapping[str, str]) -> dict[str, str]:
         # PyTorch keeps its kernels under TMPDIR unless told otherwise: they must survive this launch.
         kernels = {"TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"torchinductor_uid_{os.getuid()}")}
         return {**kernels, **env, "TMPDIR": str(self._temporary)}
 
-    def _tree(self) -> list[psutil.Process]:
-        """The leader, its descendants and whoever else is in its group (orphans of a dead leader)."""
-        import psutil
 
-        found: dict[int, psutil.Process] = {}
-        if self._leader.is_running():
-            with contextlib.suppress(psutil.Error):
-                found = {p.pid: p for p in (self._leader, *self._leader.children(recursive=True))}
-        elif psutil.pid_exists(self.pid):
-            return []  # its id is in use again, which the kernel allows only when nobody is left in its group
-        for pid in psutil.pids():
-            if pid not in found and _group_of(pid) == self.pid:
-                try:
-                    found[pid] = psutil.Process(pid)
-                except psutil.Error:
-                    continue
-        return list(found.values())
-
-    def _linger(self, grace_s: float) -> None:
-        """Wait until all have left, ``grace_s`` at most; whoever turns up meanwhile must leave too."""
-        deadline = time.monotonic() + grace_s
-        while time.monotonic() < deadline:
-            self._popen.poll()
-            self._seen.update({p.pid: p for p in self._tree()})
-            if not _alive(self._seen.values()):
-                break
-            time.sleep(_POLL_S)
-
-    def _kill(self) -> list[psutil.Process]:
-        """SIGKILL everybody until nobody is left; whoever survived the deadline."""
-        import psutil
-
-        deadline = time.monotonic() + _KILL_DEADLINE_S
-        while True:
-            self._popen.poll()
-            alive = _alive([*self._seen.values(), *self._tree()])
-            if not alive or time.monotonic() > deadline:
-                break
-            for process in alive:
-                with contextlib.suppress(psutil.Error):  # it ended by itself
-                    process.kill()
-            time.sleep(_POLL_S)
-        self.wait(0)
-        return alive
-
-
-def _start(command: Sequence[str], *, env: Mapping[str, str], log_fd: int) -> subprocess.Popen[bytes]:
+def _start_guardian(state_path: Path, *, log_fd: int) -> subprocess.Popen[bytes]:
+    """The guardian, out of reach of Ctrl-C and of signals to the caller's group; what goes wrong in it is logged."""
+    command = (sys.executable, "-I", "-S", str(_GUARDIAN), "guard", str(state_path))
     if sys.version_info >= (3, 11):
         return subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stdout=log_fd, stderr=subprocess.STDOUT, process_group=0
+            command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log_fd, process_group=0
         )
     return subprocess.Popen(
         command,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=log_fd,
-        stderr=subprocess.STDOUT,
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log_fd,
         preexec_fn=os.setpgrp,  # noqa: PLW1509 - the only way before 3.11; setpgrp takes no lock
     )
 
@@ -266,57 +347,3 @@ def _short_temporary_directory() -> Path:
     if len(parent) > _SOCKET_ROOM:
         parent = "/tmp"  # noqa: S108 - the folder made in it is private; a longer path breaks unix sockets
     return Path(tempfile.mkdtemp(prefix="vllmperf-", dir=parent))
-
-
-def _group_of(pid: int) -> int | None:
-    try:
-        return os.getpgid(pid)
-    except OSError:
-        return None
-
-
-def _alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """Those still running: a zombie is dead, and so is a process whose id now belongs to another."""
-    import psutil
-
-    alive: dict[int, psutil.Process] = {}
-    for process in processes:
-        with contextlib.suppress(psutil.Error):  # it ended while we looked
-            if process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
-                alive[process.pid] = process
-    return list(alive.values())
-
-
-def _shared_memory_of(pid: int) -> set[tuple[int, int]]:
-    """(device, inode) of each file in /dev/shm that ``pid`` maps or holds open.
-
-    Not the name: a semaphore is mapped under the temporary name it was made with.
-    """
-    files: set[tuple[int, int]] = set()
-    try:
-        for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
-            fields = line.split(maxsplit=5)
-            if len(fields) == 6 and fields[5].startswith(f"{_SHM}/"):
-                major, _, minor = fields[3].partition(":")
-                files.add((os.makedev(int(major, 16), int(minor, 16)), int(fields[4])))
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            if str(link.readlink()).startswith(f"{_SHM}/"):
-                status = link.stat()
-                files.add((status.st_dev, status.st_ino))
-    except OSError:
-        pass  # the process ended while we looked; what was found so far counts
-    return files
-
-
-def _remove_shared_memory(files: set[tuple[int, int]]) -> None:
-    if not files:
-        return
-    for path in _SHM.iterdir():
-        if not any(fnmatch.fnmatch(path.name, pattern) for pattern in _SHM_NAMES):
-            continue
-        try:
-            status = path.lstat()
-            if (status.st_dev, status.st_ino) in files:
-                path.unlink()
-        except OSError:
-            continue
