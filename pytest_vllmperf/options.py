@@ -44,6 +44,12 @@ def add_options(parser: pytest.Parser) -> None:
         "that requires a GPU is named by --vllmperf-engine.",
     )
     group.addoption(
+        "--vllmperf-share-cpu",
+        action="store_true",
+        help="Let engines without a GPU run beside those of other processes and workers on this machine. They disturb "
+        "each other: by default an engine waits until it is alone.",
+    )
+    group.addoption(
         "--vllmperf-report-dir",
         metavar="DIR",
         help="Where report.json, report.md and engine logs go. Default: ini vllmperf_report_dir, else reports/latest.",
@@ -73,6 +79,7 @@ def session_of(config: pytest.Config) -> Session:
             engines=wanted,
             record_only=config.getoption("--vllmperf-record-only"),
             require_gpu=_require_gpu(config, [engines[n].requires for n in wanted if n in engines]),
+            share_cpu=config.getoption("--vllmperf-share-cpu"),
         ),
         engines=engines,
         workloads=workloads_by_name(config.hook.pytest_vllmperf_workloads(config=config)[::-1]),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pytest_vllmperf.adapters import engine_process, engine_state, startup_log
 from pytest_vllmperf.adapters.control_client import ControlClient, RequestRefused
+from pytest_vllmperf.adapters.leases import HostLeases
 from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle, StartUp
 from pytest_vllmperf.domain.hints import find_hint
 from pytest_vllmperf.domain.report import EngineReport
@@ -65,6 +66,7 @@ class EnginePool:
         environment: Where they run; decides between CPU and GPU flags, and lists the GPUs to give out.
         directory: Where logs go, ``<engine>.log`` each.
         progress: Called with short lines about what is going on.
+        leases: Keeps this pool's engines apart from those of other processes; by default there are none.
     """
 
     def __init__(
@@ -74,8 +76,10 @@ class EnginePool:
         environment: Environment,
         directory: Path,
         progress: Progress | None = None,
+        leases: HostLeases | None = None,
     ) -> None:
         self._environment = environment
+        self._leases = leases or HostLeases(None)
         self._directory = directory
         self._tell = progress or (lambda _line: None)
         self._slots = {name: _Slot(config=config.on(environment.device)) for name, config in engines.items()}
@@ -106,13 +110,16 @@ class EnginePool:
         except EngineError as error:
             slot.error = error
             raise
-        slot.gpu_uuids = self._free_gpus(slot)
+        slot.gpu_uuids = self._take_gpus(slot)
         try:
             slot.handle = self._launch(slot)
         except EngineError as error:
             slot.error = error
             self._tell(f"{name}: {str(error).splitlines()[0]}")
             raise
+        finally:
+            if slot.handle is None:
+                self._leases.give_back(slot.config.name)
         return slot.handle
 
     def ensure_alive(self, name: str) -> None:
@@ -141,9 +148,10 @@ class EnginePool:
         )
         kind = EngineError if code is None else EngineExited
         if slot.process.lost_guardian:
-            what += ", because its guardian was killed"
+            what = "ended because its guardian was killed"
         slot.error = self._failure(kind, slot, what, api_key=slot.handle.api_key)
         self._stop(slot)
+        self._leases.give_back(slot.config.name)
         raise slot.error
 
     def release(self, name: str) -> None:
@@ -151,6 +159,7 @@ class EnginePool:
         slot = self._slot(name)
         slot.released = slot.released or slot.launches > 0
         self._stop(slot)
+        self._leases.give_back(slot.config.name)
 
     def close(self) -> None:
         """Stop all engines; each is tried even when another cannot be stopped.
@@ -211,17 +220,16 @@ class EnginePool:
         if path := engine_process.missing_model(config.model):
             raise EngineError(f"engine {config.name!r}: model={config.model!r}: there is nothing at {path}")
 
-    def _free_gpus(self, slot: _Slot) -> tuple[str, ...]:
-        if self._environment.device == "cpu":
-            return ()
+    def _take_gpus(self, slot: _Slot) -> tuple[str, ...]:
+        """GPUs that no other engine of this pool has, once no other process uses them; on a CPU its turn."""
         holders = {uuid: s.config.name for s in self._slots.values() if s.process for uuid in s.gpu_uuids}
-        free = [gpu.uuid for gpu in self._environment.gpus if gpu.uuid not in holders]
-        if len(free) < slot.config.gpus:
+        free = tuple(gpu.uuid for gpu in self._environment.gpus if gpu.uuid not in holders)
+        if self._environment.device == "gpu" and len(free) < slot.config.gpus:
             raise EngineUnavailable(
                 f"engine {slot.config.name!r} needs {slot.config.gpus} GPUs and {len(free)} are free: release "
                 f"{', '.join(sorted(set(holders.values())))} first"
             )
-        return tuple(free[: slot.config.gpus])
+        return self._leases.take(slot.config.name, gpus=free, count=slot.config.gpus, waiting=self._tell)
 
     def _start(self, slot: _Slot) -> EngineHandle:
         config, log_path = slot.config, slot.log_path

@@ -42,6 +42,7 @@ class Options:
     engines: tuple[str, ...]
     record_only: bool
     require_gpu: bool
+    share_cpu: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -178,6 +179,7 @@ class Session:
         return EnginePool(
             engines=self.engines,
             environment=self.environment,
+        from pytest_vllmperf.adapters.leases import HostLeases, lease_directory
             directory=self.options.report_directory / "logs",
             progress=self.progress,
         )
@@ -185,6 +187,7 @@ class Session:
     @property
     def pool_started(self) -> bool:
         """True once anything was launched."""
+            leases=HostLeases(lease_directory(), share_cpu=self.options.share_cpu, project=str(self.options.root)),
         return "pool" in self.__dict__
 
     def workload(self, workload: str | Workload) -> Workload:
@@ -247,6 +250,14 @@ def named(
 ) -> dict[str, Named]:
     """Put what a hook's implementations returned under their names.
 
+def _limits_from_text(text: str) -> Thresholds:
+    import msgspec
+
+    from pytest_vllmperf.domain.thresholds import Thresholds
+
+    return msgspec.json.decode(text, type=Thresholds)
+
+
     Args:
         batches: One iterable for each implementation.
         kind: What its items must be.
@@ -266,14 +277,6 @@ def named(
             if item.name in found and not replaces:
                 raise ConfigError(f"{hook}: the name {item.name!r} is used twice; give each its own")
             found[item.name] = item
-def _limits_from_text(text: str) -> Thresholds:
-    import msgspec
-
-    from pytest_vllmperf.domain.thresholds import Thresholds
-
-    return msgspec.json.decode(text, type=Thresholds)
-
-
     return found
 
 

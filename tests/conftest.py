@@ -14,6 +14,12 @@ pytest_plugins = ["pytester"]
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
 
 
+@pytest.fixture(autouse=True)
+def leases_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits for an engine of another test, or of somebody else on this machine."""
+    monkeypatch.setenv("VLLMPERF_LOCK_DIR", str(tmp_path_factory.mktemp("locks")))
+
+
 @pytest.fixture
 def fake_command() -> tuple[str, ...]:
     """Launch command of a real subprocess that speaks vLLM's API on a scripted token schedule."""
