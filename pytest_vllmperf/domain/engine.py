@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal, Union
 
+from pytest_vllmperf.domain.flag_traps import find_trap, is_vllm
 from pytest_vllmperf.errors import EngineConfigError
 
 __all__ = ["REQUIREMENTS", "ArgValue", "Device", "EngineConfig", "EngineHandle", "StartUp", "flags"]
@@ -50,6 +51,8 @@ class EngineConfig:
         requires: What the machine must have, from :data:`REQUIREMENTS`; otherwise skipped.
         served_model_name: Name clients ask for; by default the last part of a path, or the hub id.
         startup_timeout_s: Longest time from launch to the first streamed token.
+        require_evidence: Whether ``suites/test_optimizations.py`` fails where nothing proves that an optimisation
+            asked for is active, instead of only showing it as unknown.
 
     Raises:
         EngineConfigError: A name, flag or value that cannot work; raised before any launch.
@@ -67,6 +70,7 @@ class EngineConfig:
     requires: tuple[str, ...] = ()
     served_model_name: str | None = None
     startup_timeout_s: float = 900.0
+    require_evidence: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -87,6 +91,8 @@ class EngineConfig:
             raise EngineConfigError(
                 f"engine {self.name!r}: startup_timeout_s={self.startup_timeout_s!r} must be above 0"
             )
+        if is_vllm(self.command):
+            self._check_traps()
 
     @property
     def model_name(self) -> str:
@@ -140,6 +146,13 @@ class EngineConfig:
                     f"engine {self.name!r}: {attribute}[{key!r}]={value!r}: names and values must be strings"
                 )
         return dict(given)
+
+    def _check_traps(self) -> None:
+        devices: tuple[Device, ...] = ("gpu",) if "gpu" in self.requires else ("gpu", "cpu")
+        for device in devices:
+            extra = self.cpu_args if device == "cpu" else self.gpu_args
+            if trap := find_trap({**self.args, **extra}):
+                raise EngineConfigError(f"engine {self.name!r}, as launched on a {device.upper()}: {trap}")
 
     def _check_command_and_requirements(self) -> None:
         if isinstance(self.command, str):

@@ -48,6 +48,60 @@ def test_an_engine_that_cannot_work_is_refused_before_any_launch(changes: dict[s
         engine(**changes)
 
 
+TRAPS = [
+    (
+        {"enable-chunked-prefill": "True"},
+        "'enable-chunked-prefill': 'True' is a string.*write 'enable-chunked-prefill': T",
+    ),
+    ({"some-new-switch": "false"}, "'some-new-switch': 'false' is a string.*write 'some-new-switch': False"),
+    ({"enforce-eager": 1}, "'enforce-eager': 1: the flag is a switch and takes no value"),
+    ({"max_num_seq": 9}, "'max-num-seq' is an abbreviation.*write 'max-num-seqs'"),
+    ({"tensor-parallel": 2}, "'tensor-parallel' is an abbreviation.*write 'tensor-parallel-size'"),
+    (
+        {"kv-offloading-backend": "native"},
+        "'kv-offloading-backend': 'native' offloads nothing without a size: add 'kv-offloading-size' in GiB",
+    ),
+    (
+        {"kv-offloading-backend": "native", "kv-offloading-size": 0},
+        "'kv-offloading-backend': 'native' offloads nothing",
+    ),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), TRAPS)
+def test_a_flag_that_vllm_takes_and_does_not_do_is_refused(args: dict[str, Any], message: str) -> None:
+    with pytest.raises(EngineConfigError, match=f"engine 'baseline', as launched on a GPU: {message}"):
+        engine(args=args)
+
+
+def test_traps_are_looked_for_in_the_flags_of_each_device() -> None:
+    changes: dict[str, Any] = {"args": {"kv-offloading-backend": "native"}, "gpu_args": {"kv-offloading-size": 62}}
+    with pytest.raises(EngineConfigError, match="as launched on a CPU: 'kv-offloading-backend'"):
+        engine(**changes)
+    assert engine(**changes, requires="gpu").on("gpu").args["kv-offloading-size"] == 62
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"enable-chunked-prefill": True, "enforce-eager": False, "async-scheduling": None},
+        {"kv-offloading-backend": "native", "kv-offloading-size": 62},
+        {"kv-offloading-size": 62},
+        {"kv-offloading-backend": None},
+        {"max-num-seqs": 9, "quantization": "awq", "max-new-thing": 3},
+    ],
+)
+def test_flags_that_mean_what_they_say_are_taken(args: dict[str, Any]) -> None:
+    assert dict(engine(args=args).args) == args
+
+
+def test_flags_of_another_server_are_its_own_affair() -> None:
+    args = {"max-num-seq": "true"}
+    assert dict(engine(args=args, command=("llama-server",)).args) == args
+    with pytest.raises(EngineConfigError, match="abbreviation"):
+        engine(args=args, command=("/opt/env/bin/python", "-m", "vllm.entrypoints.openai.api_server"))
+
+
 @pytest.mark.parametrize(
     ("model", "served", "name"),
     [
