@@ -1,0 +1,155 @@
+"""Nightly trend: has the series stepped to a worse level within its last nights?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from pytest_vllmperf.domain.metrics import Better
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["ALPHA", "MINIMUM_NIGHTS", "Step", "TrendFinding", "scan_trend"]
+
+MINIMUM_NIGHTS = 12
+"""Nights below which no scan is made."""
+ALPHA = 0.005
+"""Probability that one night's scan of a level series finds a step."""
+
+_SHORTEST, _LONGEST = 2, 10
+_RESAMPLES = 9999
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A step to a worse level.
+
+    Args:
+        since: Index, in the series as given, of the first night at the new level.
+        before: Level before (geometric mean), in the unit of the series.
+        after: Level since.
+        change: after / before − 1; negative for a fall.
+    """
+
+    since: int
+    before: float
+    after: float
+    change: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrendFinding:
+    """What one night's scan says.
+
+    It is no verdict: a step asks for the relative gate between the last good subject and the current one.
+
+    Args:
+        step: None when there is none, or too little to tell.
+        p_value: Of the scan; None when none was made.
+        n: Nights used.
+        left_out: Nights without a usable value.
+        reason: One sentence.
+    """
+
+    step: Step | None
+    p_value: float | None
+    n: int
+    left_out: int
+    reason: str
+
+
+def scan_trend(
+    nights: Sequence[float | None], *, better: Better, answered: int = 0, alpha: float = ALPHA
+) -> TrendFinding:
+    """Scan the last ten nights for the start of a worse level.
+
+    Ranks become normal scores z = Φ⁻¹((rank − ½) / T); the statistic is the largest
+    (mean z of the last a − mean z of the rest) / √(1/a + 1/(T − a)) for a = 2 … 10, and its p-value comes from
+    a permutation test. Only ranks count, so a night with a spike weighs no more than the worst of ordinary ones.
+
+    Args:
+        nights: One value a night, oldest first, since the window was last reset: the ratio to the control
+            engine of the same night where there is one, raw values otherwise. None for a missing night.
+        better: Direction of an improvement; with ``NEITHER`` nothing is worse and no scan is made.
+        answered: Steps that start before this index were alarmed and answered earlier; they are not found again.
+        alpha: Probability of a false alarm in one scan.
+    """
+    kept = [i for i, v in enumerate(nights) if v is not None and math.isfinite(v) and v > 0]
+    logs = [math.log(v) for v in nights if v is not None and math.isfinite(v) and v > 0]
+    total, left_out = len(kept), len(nights) - len(kept)
+    longest = min(_LONGEST, sum(i >= answered for i in kept))
+    refused = _refused(total, longest, better)
+    if refused is not None:
+        return TrendFinding(step=None, p_value=None, n=total, left_out=left_out, reason=refused)
+    scores = _normal_scores([-x for x in logs] if better is Better.HIGHER else logs)
+    found, length = _largest(scores, longest)
+    null = _null_distribution(tuple(sorted(scores.tolist())), longest)
+    p_value = (1 + int((null >= found - 1e-12).sum())) / (1 + len(null))
+    if p_value >= alpha:
+        reason = f"no step to a worse level in {total} nights (p = {p_value:.2g})"
+        return TrendFinding(step=None, p_value=p_value, n=total, left_out=left_out, reason=reason)
+    step = _step(logs, kept, total - length)
+    told = f"{100 * step.change:+.1f} % since the last {length} of {total} nights (p = {p_value:.2g})"
+    return TrendFinding(step=step, p_value=p_value, n=total, left_out=left_out, reason=told)
+
+
+def _refused(total: int, longest: int, better: Better) -> str | None:
+    if better is Better.NEITHER:
+        return "neither direction is better; shown only"
+    if total < MINIMUM_NIGHTS:
+        return f"{total} usable nights since the last reset; a scan needs {MINIMUM_NIGHTS}"
+    if longest < _SHORTEST:
+        return f"fewer than {_SHORTEST} nights since the last alarm"
+    return None
+
+
+def _normal_scores(worse: Sequence[float]) -> np.ndarray[Any, Any]:
+    import numpy as np
+    from scipy.stats import norm, rankdata
+
+    return np.asarray(norm.ppf((rankdata(worse) - 0.5) / len(worse)))
+
+
+def _statistic(scores: np.ndarray[Any, Any], longest: int) -> np.ndarray[Any, Any]:
+    """The statistic of every a = 2 … ``longest``, along a new last axis."""
+    import numpy as np
+
+    total = scores.shape[-1]
+    lengths = np.arange(_SHORTEST, longest + 1)
+    last = np.cumsum(scores[..., ::-1], axis=-1)[..., lengths - 1]
+    rest = scores.sum(axis=-1, keepdims=True) - last
+    return np.asarray((last / lengths - rest / (total - lengths)) / np.sqrt(1 / lengths + 1 / (total - lengths)))
+
+
+def _largest(scores: np.ndarray[Any, Any], longest: int) -> tuple[float, int]:
+    each = _statistic(scores, longest)
+    best = int(each.argmax())
+    return float(each[best]), best + _SHORTEST
+
+
+@lru_cache(maxsize=128)
+def _null_distribution(scores: tuple[float, ...], longest: int) -> np.ndarray[Any, Any]:
+    """Statistics of permuted scores. They depend on the ranks only, so all series of one length share them."""
+    import numpy as np
+    from scipy.stats import permutation_test
+
+    result = permutation_test(
+        (np.asarray(scores),),
+        lambda x, axis: _statistic(np.moveaxis(x, axis, -1), longest).max(axis=-1),
+        permutation_type="pairings",
+        alternative="greater",
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        random_state=np.random.default_rng(0),  # "rng" is its name from scipy 1.15 on; both are accepted there
+    )
+    return np.asarray(result.null_distribution)
+
+
+def _step(logs: Sequence[float], kept: Sequence[int], place: int) -> Step:
+    before = math.exp(math.fsum(logs[:place]) / place)
+    after = math.exp(math.fsum(logs[place:]) / (len(logs) - place))
+    return Step(since=kept[place], before=before, after=after, change=after / before - 1)
