@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.summary import Summary
     from pytest_vllmperf.domain.thresholds import Subject, Thresholds, Verdict
     from pytest_vllmperf.pool import EnginePool
+    from pytest_vllmperf.proof import Proof
 
 __all__ = ["Evidence", "Options", "Session", "builtins_only", "named"]
 
@@ -113,6 +114,7 @@ class Session:
     evidence: Evidence = field(default_factory=Evidence)
     started_at: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.timezone.utc))
     measured: dict[tuple[str, str], Summary] = field(default_factory=dict)
+    proofs: dict[str, Proof] = field(default_factory=dict)
     launches: dict[tuple[str, str], int] = field(default_factory=dict)
     limits_sent: str | None = None
 
@@ -174,20 +176,34 @@ class Session:
     @cached_property
     def pool(self) -> EnginePool:
         """The launched engines of this process."""
+        from pytest_vllmperf.adapters.leases import HostLeases, lease_directory
         from pytest_vllmperf.pool import EnginePool
 
         return EnginePool(
             engines=self.engines,
             environment=self.environment,
-        from pytest_vllmperf.adapters.leases import HostLeases, lease_directory
             directory=self.options.report_directory / "logs",
             progress=self.progress,
+            leases=HostLeases(lease_directory(), share_cpu=self.options.share_cpu, project=str(self.options.root)),
         )
+
+    def prove(self, handle: EngineHandle) -> Proof:
+        """Look at a live engine for evidence of its optimisations; the latest look is the one reported."""
+        from pytest_vllmperf.proof import prove
+
+        self.proofs[handle.name] = prove(handle)
+        return self.proofs[handle.name]
+
+    def launched(self, name: str) -> dict[str, EngineReport]:
+        """What became of the engine ``name`` in this process, by name; empty when it was never asked for."""
+        reports = [report for report in self.pool.reports() if report.name == name] if self.pool_started else []
+        if proof := self.proofs.get(name):
+            reports = [replace(report, evidence=proof.evidence, warnings=proof.warnings) for report in reports]
+        return {report.name: report for report in reports}
 
     @property
     def pool_started(self) -> bool:
         """True once anything was launched."""
-            leases=HostLeases(lease_directory(), share_cpu=self.options.share_cpu, project=str(self.options.root)),
         return "pool" in self.__dict__
 
     def workload(self, workload: str | Workload) -> Workload:
@@ -245,11 +261,6 @@ class Session:
             self.quality_task(task)
 
 
-def named(
-    batches: Iterable[Iterable[Named]], kind: type[Named], *, hook: str, replaces: bool = False
-) -> dict[str, Named]:
-    """Put what a hook's implementations returned under their names.
-
 def _limits_from_text(text: str) -> Thresholds:
     import msgspec
 
@@ -257,6 +268,11 @@ def _limits_from_text(text: str) -> Thresholds:
 
     return msgspec.json.decode(text, type=Thresholds)
 
+
+def named(
+    batches: Iterable[Iterable[Named]], kind: type[Named], *, hook: str, replaces: bool = False
+) -> dict[str, Named]:
+    """Put what a hook's implementations returned under their names.
 
     Args:
         batches: One iterable for each implementation.
