@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RunFacts", "conclude", "print_report"]
 
+_RUNS_SHOWN = 20
+"""Earlier runs in the sparklines of the page; a stored run holds every raw sample, so reading all would take long."""
+
 
 class RunFacts(Protocol):
     """What the plugin's hooks noted about a run."""
@@ -26,7 +29,7 @@ class RunFacts(Protocol):
 
 def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts: RunFacts) -> Report:
     """Write report and history, set the session's exit status, and return the report."""
-    from pytest_vllmperf.adapters import history, writers
+    from pytest_vllmperf.adapters import history, html_report, writers
     from pytest_vllmperf.domain.gate import ExitCode, RunOutcome, exit_code
 
     evidence = run.evidence
@@ -50,6 +53,8 @@ def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts
     writers.write_json(report, directory / "report.json")
     writers.write_markdown(report, directory / "report.md")
     history.record(config, report.summaries, extra=_history_extra(report))
+    earlier = history.earlier_runs(config, at_most=_RUNS_SHOWN)
+    html_report.write_html(report, directory / "index.html", history=earlier.runs, notes=earlier.warnings)
     config.hook.pytest_vllmperf_report(config=config, report=report)
     return report
 
@@ -76,7 +81,7 @@ def print_report(terminal: Any, report: Report, directory: Path, root: Path) -> 
     good = report.exit_code == 0
     sentence = headline(report.verdicts, report.engines, report.problems)
     terminal.write_line(f"{sentence}. Exit code {report.exit_code}.", bold=True, green=good, red=not good)
-    terminal.write_line(f"Report: {shown / 'report.md'}, {shown / 'report.json'}")
+    terminal.write_line(f"Report: {shown / 'index.html'}, {shown / 'report.md'}, {shown / 'report.json'}")
 
 
 def _markup(line: str) -> dict[str, bool]:

@@ -15,6 +15,7 @@ to its session as ``Metadata`` objects, right before it saves: from then on its 
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ __all__ = [
     "StoredMetric",
     "StoredRun",
     "StoredRuns",
+    "earlier_runs",
     "prepare",
     "pytest_benchmark_scale_unit",
     "record",
@@ -297,22 +299,33 @@ class StoredRuns:
     warnings: tuple[str, ...]
 
 
-def stored_runs(storage: Path) -> StoredRuns:
+def earlier_runs(config: Any, *, at_most: int) -> StoredRuns:
+    """The latest runs stored where this one goes; none where pytest-benchmark does not store in files."""
+    storage = getattr(getattr(config, "_benchmarksession", None), "storage", None)
+    folder = getattr(storage, "path", None)
+    return StoredRuns(runs=(), warnings=()) if folder is None else stored_runs(folder, at_most=at_most)
+
+
+def stored_runs(storage: Path, *, at_most: int | None = None) -> StoredRuns:
     """Read a storage folder (``.benchmarks``) back. Ordinary benchmarks in its files are passed over.
 
     A file that is truncated, is not JSON or lacks something is skipped with a warning that names it.
-    A storage that does not exist holds no runs.
+    A storage that does not exist holds no runs. With ``at_most`` only that many of the latest are kept, and
+    of each folder no more files are read.
     """
     runs: list[StoredRun] = []
     warnings: list[str] = []
     numbered = [*storage.glob("[0-9]*_*.json"), *storage.glob("*/[0-9]*_*.json")]
-    for path in sorted(numbered, key=lambda path: (path.parent, path.name)):
+    numbered.sort(key=lambda path: (path.parent, path.name))
+    folders = itertools.groupby(numbered, key=lambda path: path.parent)
+    latest = [path for _, files in folders for path in list(files)[-at_most if at_most else None :]]
+    for path in latest:
         try:
             runs.append(_stored_run(path))
         except (OSError, ValueError) as error:  # noqa: PERF203 - one bad file must not hide the others
             warnings.append(f"history file {path} was skipped, it cannot be read: {error}; remove or restore it")
     runs.sort(key=lambda run: run.datetime)
-    return StoredRuns(runs=tuple(runs), warnings=tuple(warnings))
+    return StoredRuns(runs=tuple(runs[-at_most if at_most else None :]), warnings=tuple(warnings))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

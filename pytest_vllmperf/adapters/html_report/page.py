@@ -1,0 +1,225 @@
+"""A Report arranged as the page shows it: every text and number ready, nothing left to decide for the template."""
+
+from __future__ import annotations
+
+import shlex
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from pytest_vllmperf.adapters.html_report.comparison import Comparison, comparisons
+from pytest_vllmperf.adapters.html_report.measurement import Measurement, measurements
+from pytest_vllmperf.adapters.html_report.table import Line, css_class, lines, tally, wrong
+from pytest_vllmperf.adapters.html_report.trends import PastRun, Trends
+from pytest_vllmperf.domain.metrics import METRICS, metric
+from pytest_vllmperf.domain.report import headline
+from pytest_vllmperf.domain.units import format_quantity
+
+if TYPE_CHECKING:
+    from pytest_vllmperf.domain.report import EngineReport, Report
+    from pytest_vllmperf.domain.summary import Summary
+
+__all__ = ["EngineCard", "Page", "QualityRow", "arrange"]
+
+_WRONG_SHOWN = 40
+"""Longer lists of what is wrong end in a pointer to the table, which has them all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCard:
+    """One engine.
+
+    ``command`` is its launch as one could type it (to be read, as secrets are cut out), in pieces that
+    belong together; ``log_url`` is relative to the page, None for a log that does not lie beside it.
+    """
+
+    id: str
+    engine: EngineReport
+    kind: str
+    command: tuple[str, ...]
+    log_url: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityRow:
+    """One quality task on one engine: the score, other filters' scores, and how far the answers can be believed."""
+
+    engine: str
+    task: str
+    target: str
+    score: str
+    questions: str
+    invalid: bool
+    filters: tuple[tuple[str, str], ...]
+    rates: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Everything the template shows."""
+
+    report: Report
+    headline: str
+    good: bool
+    facts: tuple[tuple[str, str], ...]
+    tally: tuple[tuple[str, str, int, int], ...]
+    wrong: tuple[tuple[Line, str], ...]
+    wrong_hidden: int
+    lines: tuple[Line, ...]
+    past_runs: int
+    comparisons: tuple[Comparison, ...]
+    measurements: tuple[Measurement, ...]
+    quality: tuple[QualityRow, ...]
+    engines: tuple[EngineCard, ...]
+    environment: tuple[tuple[str, str], ...]
+    glossary: tuple[tuple[str, str, str, str], ...]
+
+
+def arrange(report: Report, *, folder: Path, history: Sequence[PastRun]) -> Page:
+    """Arrange ``report`` for a page in ``folder``; ``history`` is oldest first and without this run."""
+    targets = {(s.engine, s.workload): f"m{i}" for i, s in enumerate(report.summaries, 1)}
+    table = lines(report, targets, Trends(report, history))
+    by_subject: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for line in table:
+        by_subject[line.row.engine, line.row.workload].append(line)
+    bad = wrong(table)
+    cards = tuple(_card(engine, i, folder) for i, engine in enumerate(report.engines, 1))
+    return Page(
+        report=report,
+        headline=headline(report.verdicts, report.engines, report.problems),
+        good=report.exit_code == 0,
+        facts=tuple(_facts(report)),
+        tally=tally(table),
+        wrong=bad[:_WRONG_SHOWN],
+        wrong_hidden=max(0, len(bad) - _WRONG_SHOWN),
+        lines=table,
+        past_runs=len(history) if any(line.trend for line in table) else 0,
+        comparisons=comparisons(report, targets),
+        measurements=measurements(report, targets, by_subject),
+        quality=tuple(_quality(s, targets[s.engine, s.workload]) for s in report.summaries if s.kind == "quality"),
+        engines=cards,
+        environment=tuple(_environment(report)),
+        glossary=_glossary(report),
+    )
+
+
+def _card(engine: EngineReport, place: int, folder: Path) -> EngineCard:
+    return EngineCard(
+        id=f"e{place}",
+        engine=engine,
+        kind=css_class(engine.state),
+        command=tuple(_pieces([*(f"{name}={value}" for name, value in engine.env.items()), *engine.command])),
+        log_url=_relative_url(engine.log_path, folder),
+    )
+
+
+def _pieces(words: Sequence[str]) -> Iterator[str]:
+    """Shell words; a flag and its value are one piece, so that lines break between flags."""
+    flag = ""
+    for word in map(shlex.quote, words):
+        if word.startswith("-"):
+            if flag:
+                yield flag
+            flag = word
+        else:
+            yield f"{flag} {word}" if flag else word
+            flag = ""
+    if flag:
+        yield flag
+
+
+def _relative_url(path: str | None, folder: Path) -> str | None:
+    """``path`` as a link that keeps working when the folder moves; None unless it lies inside ``folder``."""
+    if path is None:
+        return None
+    try:
+        inside = Path(path).absolute().relative_to(folder.absolute())
+    except ValueError:
+        return None
+    if ".." in inside.parts:
+        return None
+    return "./" + quote(inside.as_posix(), errors="surrogateescape")
+
+
+def _facts(report: Report) -> Iterator[tuple[str, str]]:
+    """The few facts that stand at the top."""
+    here = report.environment
+    models = ", ".join(dict.fromkeys(engine.model for engine in report.engines))
+    versions = ", ".join(dict.fromkeys(engine.version for engine in report.engines if engine.version))
+    yield "Hardware", here.hardware
+    if here.driver:
+        yield "Driver", here.driver
+    if versions or here.packages.get("vllm"):
+        yield "vLLM", versions or here.packages["vllm"]
+    if here.packages.get("torch"):
+        yield "torch", here.packages["torch"]
+    if models:
+        yield "Model", models
+    if here.commit:
+        yield "Commit", here.commit[:12] + ("+" if here.dirty else "")
+    yield "Started", report.started_at.replace("T", " ").replace("+00:00", " UTC")
+    yield "Took", format_quantity(report.duration_s, unit="s")
+    yield "Exit code", str(report.exit_code)
+
+
+def _environment(report: Report) -> Iterator[tuple[str, str]]:
+    here = report.environment
+    changes = {True: " with uncommitted changes", False: ", nothing uncommitted", None: ""}[here.dirty]
+    gpus = [f"{g.index}: {g.name} ({format_quantity(g.memory_bytes, unit='B')}) {g.uuid}" for g in here.gpus]
+    yield "Hardware", here.hardware
+    yield "GPUs", "\n".join(gpus) or "none"
+    if here.driver:
+        yield "Driver", here.driver
+    yield "CPU", f"{here.cpu}, {here.cores} cores, {format_quantity(here.memory_bytes, unit='B')}"
+    yield "Platform", here.platform
+    yield "Python", here.python
+    yield "Packages", ", ".join(f"{name} {version}" for name, version in sorted(here.packages.items())) or "unknown"
+    yield "Commit", f"{here.commit}{changes}" if here.commit else "unknown"
+
+
+_RATES = {
+    "error_rate": "failed",
+    "empty_rate": "empty",
+    "truncated_rate": "cut at the token limit",
+    "unextracted_rate": "no answer found",
+    "disagreement": "filters disagree",
+    "stop_string_rate": "stopped by a stop string",
+}
+
+
+def _quality(summary: Summary, target: str) -> QualityRow:
+    accuracy = summary.metrics.get("accuracy")
+    return QualityRow(
+        engine=summary.engine,
+        task=summary.workload,
+        target=target,
+        score=_percent(accuracy.value if accuracy else None),
+        questions=f"{accuracy.n if accuracy else 0} of {summary.requests}",
+        invalid=bool(summary.invalid),
+        filters=tuple((name, _percent(score)) for name, score in _numbers(summary.facts.get("filters"))),
+        rates=tuple((_RATES.get(name, name), _percent(rate)) for name, rate in _numbers(summary.facts.get("rates"))),
+    )
+
+
+def _numbers(fact: object) -> Iterator[tuple[str, float | None]]:
+    """The entries of a mapping of numbers; a fact of another shape has none."""
+    if isinstance(fact, Mapping):
+        for name, value in fact.items():
+            if value is None or isinstance(value, (int, float)):
+                yield str(name), value
+
+
+def _percent(value: float | None) -> str:
+    return format_quantity(value, unit="ratio")
+
+
+def _glossary(report: Report) -> tuple[tuple[str, str, str, str], ...]:
+    """Name, unit, direction and formula of every metric that was measured."""
+    measured = {name for summary in report.summaries for name in summary.metrics}
+    families = dict.fromkeys(metric(name).family or name for name in METRICS if name in measured)
+    direction = {"lower": "lower is better", "higher": "higher is better", "neither": "neither is better"}
+    entries = (metric(name) for name in families)
+    return tuple((m.name, m.unit, direction[m.better.value], m.formula) for m in entries)
