@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle
     from pytest_vllmperf.domain.metrics import METRICS, Better, Metric, metric, register_metric
+    from pytest_vllmperf.domain.prompts import (
+        Conversations,
+        FillContext,
+        PromptLines,
+        RandomPrompts,
+        SharedPrefix,
+        ShareGPT,
+    )
     from pytest_vllmperf.domain.quality import BUILT_IN_TASKS, QualityTask
     from pytest_vllmperf.domain.records import LoadRun, RequestOutcome, RequestRecord
     from pytest_vllmperf.domain.report import Report
@@ -25,18 +33,24 @@ __all__ = [
     "BUILT_IN_WORKLOADS",
     "METRICS",
     "Better",
+    "Conversations",
     "EngineConfig",
     "EngineHandle",
+    "FillContext",
     "Limit",
     "LoadRun",
     "Metric",
     "MetricValue",
     "Outcome",
+    "PromptLines",
     "QualityTask",
+    "RandomPrompts",
     "Report",
     "RequestOutcome",
     "RequestRecord",
     "ServiceLevel",
+    "ShareGPT",
+    "SharedPrefix",
     "Summary",
     "Thresholds",
     "Verdict",
@@ -53,6 +67,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "domain.engine": ("EngineConfig", "EngineHandle"),
     "domain.metrics": ("METRICS", "Better", "Metric", "metric", "register_metric"),
+    "domain.prompts": ("Conversations", "FillContext", "PromptLines", "RandomPrompts", "SharedPrefix", "ShareGPT"),
     "domain.quality": ("BUILT_IN_TASKS", "QualityTask"),
     "domain.records": ("LoadRun", "RequestOutcome", "RequestRecord"),
     "domain.report": ("Report",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -48,7 +49,7 @@ class Dispatcher:
 
     Args:
         target: The server.
-        exchanges: The requests.
+        exchanges: The requests. One that follows another is sent as soon as that is over.
         offsets_ns: When each is due after the start (open loop), or None (closed loop).
         max_concurrency: Requests in flight at most, or None.
         timeout_s: For each request, from its dispatch.
@@ -72,7 +73,8 @@ class Dispatcher:
         self._cap = max_concurrency or len(exchanges)
         self._timeout_s = timeout_s
         self._on_end = on_end
-        self._next = 0
+        self._queue = deque(e for e in exchanges if e.follows is None)
+        self._followers = {e.follows: e for e in exchanges if e.follows is not None}
         self._in_flight = 0
         self._room_since_ns = 0
         self._idle: list[Connection] = []
@@ -115,18 +117,18 @@ class Dispatcher:
 
     def _fill(self) -> None:
         """Send all that is due and has room; set the alarm for what comes next."""
-        while self._next < len(self._exchanges) and self._in_flight < self._cap:
-            exchange = self._exchanges[self._next]
+        while self._queue and self._in_flight < self._cap:
+            exchange = self._queue[0]
             now = _now()
             if self._offsets_ns is None:
                 exchange.intended_ns = exchange.due_ns = now
             else:
-                exchange.intended_ns = self._started_ns + self._offsets_ns[self._next]
+                exchange.intended_ns = self._started_ns + self._offsets_ns[exchange.index]
                 if exchange.intended_ns > now:
                     self._alarm.set(exchange.intended_ns)
                     return
                 exchange.due_ns = max(exchange.intended_ns, self._room_since_ns)
-            self._next += 1
+            self._queue.popleft()
             self._in_flight += 1
             self._dispatch(exchange, now)
 
@@ -190,6 +192,8 @@ class Dispatcher:
             self._room_since_ns = _now()
         self._in_flight -= 1
         self.finished += 1
+        if (follower := self._followers.get(exchange.index)) is not None:
+            self._queue.appendleft(follower)
         self._fill()
         self._on_end(exchange)
         if self.finished == len(self._exchanges) and not self._done.done():

@@ -21,6 +21,7 @@ from pytest_vllmperf.domain.records import LoadRun
 from pytest_vllmperf.domain.workload import Workload
 from pytest_vllmperf.errors import LoadProcessError
 from pytest_vllmperf.load.plan import FrameReader, Plan, Progress, deadline_s, decode_message, encode_frame
+from pytest_vllmperf.load.prompt_files import read_prompts
 
 __all__ = ["run_load"]
 
@@ -53,6 +54,7 @@ def run_load(
         progress: Called about twice a second with requests finished and planned, and once at the end.
 
     Raises:
+        WorkloadError: The workload's file cannot be read, or is not of its format.
         LoadProcessError: The process died, answered nonsense or overran its deadline; the message holds the
             end of what it wrote to stderr.
     """
@@ -66,6 +68,7 @@ def run_load(
         seed=seed,
         deadline_s=deadline_s(asked),
         report_progress=progress is not None,
+        lines=read_prompts(asked),
     )
     run = _run_plan(plan, command=(sys.executable, "-m", "pytest_vllmperf.load.worker"), progress=progress)
     if progress is not None:

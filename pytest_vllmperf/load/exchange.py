@@ -16,6 +16,7 @@ class Exchange:
     Args:
         index: Place in the plan, from 0.
         payload: The whole HTTP request.
+        follows: Index of the exchange that must be over before this one is sent, if any.
         intended_ns, dispatched_ns, written_ns, ended_ns: As in ``RequestRecord``.
         due_ns: When the client could have sent it: when it was intended, or later, when the cap on requests in
             flight had room again. What passes after that is the client's own delay.
@@ -26,6 +27,7 @@ class Exchange:
 
     index: int
     payload: bytes
+    follows: int | None = None
     intended_ns: int = 0
     due_ns: int = 0
     dispatched_ns: int = 0

@@ -1,21 +1,18 @@
-"""Requests as bytes: prompts nobody has sent before, encoded whole before the clock starts."""
+"""Requests as bytes, encoded whole before the clock starts."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 import msgspec
 
 from pytest_vllmperf.domain.workload import Workload
-from pytest_vllmperf.errors import WorkloadError
+from pytest_vllmperf.load.questions import Part, Question
 
-__all__ = ["encode_requests", "prompts"]
+__all__ = ["encode_requests", "word_range"]
 
 _PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
-_REDRAWS = 100
-"""How often a prompt drawn before is drawn anew, before a tiny token range is blamed."""
 _WORDS = (
     *("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state"),
     *("family", "student", "group", "country", "problem", "hand", "part", "place", "case", "week", "company"),
@@ -28,38 +25,25 @@ _WORDS = (
 """Common words, one token each in most vocabularies."""
 
 
-def prompts(workload: Workload, *, token_range: tuple[int, int], seed: int) -> Iterator[tuple[int, ...]]:
-    """Draw one prompt for each request: ``input_tokens`` ids from ``[low, high)``, no two alike.
-
-    Raises:
-        WorkloadError: The range is empty, or too small for that many different prompts.
-    """
-    low, high = token_range
-    if not 0 <= low < high:
-        raise WorkloadError(f"token_range={token_range!r} must be (low, high) with 0 <= low < high")
-    draw = random.Random(f"{seed}:prompts")  # noqa: S311 - prompts, not secrets
-    seen: set[tuple[int, ...]] = set()
-    for _ in range(workload.requests):
-        for _attempt in range(_REDRAWS):
-            prompt = tuple(draw.choices(range(low, high), k=workload.input_tokens))
-            if prompt not in seen:
-                break
-        else:
-            raise WorkloadError(
-                f"workload {workload.name!r}: token_range={token_range!r} does not hold {workload.requests} different "
-                f"prompts of {workload.input_tokens} tokens; ask for fewer requests or longer prompts"
-            )
-        seen.add(prompt)
-        yield prompt
-
-
 def encode_requests(
-    workload: Workload, *, base_url: str, model: str, api_key: str | None, token_range: tuple[int, int], seed: int
+    workload: Workload,
+    asked: Iterable[Question],
+    *,
+    base_url: str,
+    model: str,
+    api_key: str | None,
+    cache_salt: str | None = None,
 ) -> list[bytes]:
-    """The complete HTTP/1.1 requests of ``workload``, in order.
+    """The complete HTTP/1.1 requests that ask each of ``asked``, in order.
 
-    Raises:
-        WorkloadError: As :func:`prompts`.
+    Args:
+        workload: Decides the API.
+        asked: What each request asks.
+        base_url: Of the engine.
+        model: Name the engine serves the model under.
+        api_key: Sent as a bearer token, where given.
+        cache_salt: Keeps what others sent before out of these requests' prefix cache, where given; vLLM's own
+            parameter, for prompts that cannot be made anew for each run.
     """
     url = urlsplit(base_url)
     head = (
@@ -67,26 +51,41 @@ def encode_requests(
         "User-Agent: pytest-vllmperf\r\nAccept: text/event-stream\r\nContent-Type: application/json\r\n"
         + (f"Authorization: Bearer {api_key}\r\n" if api_key else "")
     ).encode("latin-1")
-    common = {
+    common: dict[str, object] = {
         "model": model,
-        "max_tokens": workload.output_tokens,
-        "min_tokens": workload.output_tokens,
         "ignore_eos": True,
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        **({"cache_salt": cache_salt} if cache_salt else {}),
     }
     encode = msgspec.json.Encoder().encode
-    # The chat API takes no token ids: there the "tokens" are words.
-    alphabet = token_range if workload.api == "completions" else (0, len(_WORDS))
+    put = _chat if workload.api == "chat" else _completion
     requests = []
-    for prompt in prompts(workload, token_range=alphabet, seed=seed):
-        body = encode({**common, **_question(prompt, workload)})
+    for question in asked:
+        length = {"max_tokens": question.output_tokens, "min_tokens": question.output_tokens}
+        body = encode({**common, **length, **put(question)})
         requests.append(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))
     return requests
 
 
-def _question(prompt: tuple[int, ...], workload: Workload) -> dict[str, object]:
-    if workload.api == "completions":
-        return {"prompt": prompt}
-    return {"messages": [{"role": "user", "content": " ".join(_WORDS[place] for place in prompt)}]}
+def word_range(workload: Workload, token_range: tuple[int, int]) -> tuple[int, int]:
+    """What ids are drawn from: the chat API takes no token ids, so there the "tokens" are words of a list."""
+    return token_range if workload.api == "completions" else (0, len(_WORDS))
+
+
+def _completion(question: Question) -> dict[str, object]:
+    if len(question.turns) == 1:
+        return {"prompt": question.turns[0]}
+    return {"prompt": [token for turn in question.turns for token in turn]}
+
+
+def _chat(question: Question) -> dict[str, object]:
+    roles = ("user", "assistant")
+    return {
+        "messages": [{"role": roles[i % 2], "content": _in_words(turn)} for i, turn in enumerate(question.turns)],
+    }
+
+
+def _in_words(part: Part) -> str:
+    return part if isinstance(part, str) else " ".join(_WORDS[place] for place in part)

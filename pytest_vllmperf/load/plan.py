@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import BinaryIO, Union
+from typing import Any, BinaryIO, Union
 
 import msgspec
 
+from pytest_vllmperf.domain.prompts import PROMPT_SOURCES, Conversations, PromptSource
 from pytest_vllmperf.domain.records import LoadRun
 from pytest_vllmperf.domain.workload import Workload
+from pytest_vllmperf.load.prompt_files import FilePrompt
 
-__all__ = ["FrameReader", "Plan", "Progress", "Result", "deadline_s", "decode_message", "encode_frame", "read_frame"]
+__all__ = [
+    "FrameReader",
+    "Plan",
+    "Progress",
+    "Result",
+    "deadline_s",
+    "decode_message",
+    "decode_plan",
+    "encode_frame",
+    "read_frame",
+]
 
 _LENGTH_BYTES = 8
 _START_UP_S = 60.0
@@ -28,6 +40,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     deadline_s: float
     report_progress: bool
+    lines: Union[tuple[FilePrompt, ...], None] = None
+    """The prompts of the workload's file: read by the parent, whose directory and whose errors are the user's."""
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -50,6 +64,8 @@ def deadline_s(workload: Workload) -> float:
     four times their mean span, as gamma gaps may be far longer than their mean.
     """
     waves = math.ceil(workload.requests / workload.max_concurrency) if workload.max_concurrency else 1
+    if isinstance(workload.prompts, Conversations):
+        waves += workload.prompts.turns  # the last conversation may have to end alone
     arrivals = 4.0 * workload.requests / workload.request_rate if workload.request_rate else 0.0
     return _START_UP_S + arrivals + waves * workload.timeout_s
 
@@ -58,6 +74,23 @@ def encode_frame(message: Plan | Progress | Result) -> bytes:
     """One message, preceded by its length."""
     body = msgspec.msgpack.encode(message)
     return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+def decode_plan(body: bytes) -> Plan:
+    """The reverse of :func:`encode_frame` for a plan.
+
+    Raises:
+        msgspec.MsgspecError: It is none.
+    """
+    return msgspec.msgpack.decode(body, type=Plan, dec_hook=_prompt_source)
+
+
+def _prompt_source(wanted: type, raw: Any) -> PromptSource:
+    """Dataclasses travel without their name; ``kind`` tells which it was."""
+    if wanted is not PromptSource:
+        raise NotImplementedError(f"no way to decode {wanted!r}")
+    values = dict(raw)
+    return PROMPT_SOURCES[values.pop("kind")](**values)
 
 
 def decode_message(body: bytes) -> Progress | Result:

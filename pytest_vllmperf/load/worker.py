@@ -12,18 +12,17 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
-
-import msgspec
 
 from pytest_vllmperf.domain.records import LoadRun, RequestRecord
 from pytest_vllmperf.load.dispatch import Dispatcher, Target
 from pytest_vllmperf.load.exchange import Exchange
 from pytest_vllmperf.load.health import HealthClock
-from pytest_vllmperf.load.payload import encode_requests
-from pytest_vllmperf.load.plan import Plan, Progress, Result, encode_frame, read_frame
+from pytest_vllmperf.load.payload import encode_requests, word_range
+from pytest_vllmperf.load.plan import Plan, Progress, Result, decode_plan, encode_frame, read_frame
+from pytest_vllmperf.load.questions import questions
 from pytest_vllmperf.load.schedule import arrival_offsets_ns
 from pytest_vllmperf.load.stream import record_of
 
@@ -42,7 +41,7 @@ def main() -> None:
     body = read_frame(sys.stdin.buffer)
     if body is None:
         raise SystemExit("no plan on stdin")
-    plan = msgspec.msgpack.decode(body, type=Plan)
+    plan = decode_plan(body)
     threading.Thread(target=_end_with_parent, args=(plan.deadline_s,), daemon=True).start()
     _raise_file_limit()
     run = drive(plan)
@@ -52,16 +51,22 @@ def main() -> None:
 def drive(plan: Plan) -> LoadRun:
     """Prepare, run the clock, and read the answers afterwards."""
     workload = plan.workload
+    asked = tuple(
+        questions(workload, token_range=word_range(workload, plan.token_range), seed=plan.seed, lines=plan.lines)
+    )
     payloads = encode_requests(
         workload,
+        asked,
         base_url=plan.base_url,
         model=plan.model,
         api_key=plan.api_key,
-        token_range=plan.token_range,
-        seed=plan.seed,
+        cache_salt=f"{plan.seed}" if plan.lines is not None else None,
     )
-    exchanges = [Exchange(index=i, payload=payload) for i, payload in enumerate(payloads)]
-    compactor = Compactor(output_tokens=workload.output_tokens)
+    exchanges = [
+        Exchange(index=i, payload=payload, follows=question.follows)
+        for i, (payload, question) in enumerate(zip(payloads, asked, strict=True))
+    ]
+    compactor = Compactor(output_tokens=[question.output_tokens for question in asked])
     offsets_ns = arrival_offsets_ns(workload, count=workload.requests, seed=plan.seed)
 
     async def run() -> LoadRun:
@@ -95,7 +100,7 @@ def drive(plan: Plan) -> LoadRun:
 class Compactor:
     """Reads answers after the run; earlier only when their raw bytes would fill the memory."""
 
-    def __init__(self, *, output_tokens: int, most_stashed_reads: int = _MOST_STASHED_READS) -> None:
+    def __init__(self, *, output_tokens: Sequence[int], most_stashed_reads: int = _MOST_STASHED_READS) -> None:
         self._output_tokens = output_tokens
         self._most_stashed_reads = most_stashed_reads
         self._stashed_reads = 0
@@ -114,7 +119,7 @@ class Compactor:
     def record(self, exchange: Exchange) -> RequestRecord:
         """The record of a finished exchange."""
         done = self._records.pop(exchange.index, None)
-        return done if done is not None else record_of(exchange, output_tokens=self._output_tokens)
+        return done if done is not None else record_of(exchange, output_tokens=self._output_tokens[exchange.index])
 
     def _compact_one(self) -> None:
         """Read one answer, then let the loop attend to its sockets before the next."""

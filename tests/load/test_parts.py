@@ -67,12 +67,12 @@ def test_answers_read_early_to_save_memory_are_the_same() -> None:
     def exchanges() -> list[Exchange]:
         return [Exchange(index=i, payload=b"", reads=[(i + 1, recorded("plain"))], ended_ns=9) for i in range(5)]
 
-    late = Compactor(output_tokens=ASKED)
+    late = Compactor(output_tokens=[ASKED] * 5)
     expected = [late.record(exchange) for exchange in exchanges()]
 
     async def run() -> list[Exchange]:
         done = exchanges()
-        early = Compactor(output_tokens=ASKED, most_stashed_reads=1)
+        early = Compactor(output_tokens=[ASKED] * 5, most_stashed_reads=1)
         for exchange in done:
             early.add(exchange)
         for _ in range(20):

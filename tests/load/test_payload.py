@@ -6,10 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving import small
 
+from pytest_vllmperf.domain.workload import Workload
 from pytest_vllmperf.errors import WorkloadError
-from pytest_vllmperf.load.payload import encode_requests, prompts
+from pytest_vllmperf.load.payload import encode_requests, word_range
+from pytest_vllmperf.load.questions import prompts, questions
 
-ENGINE = {"base_url": "http://127.0.0.1:8000", "model": "m", "api_key": "secret", "token_range": (300, 900)}
+ENGINE = {"base_url": "http://127.0.0.1:8000", "model": "m", "api_key": "secret"}
+
+
+def _encoded(workload: Workload, seed: int = 3, **engine: object) -> list[bytes]:
+    asked = questions(workload, token_range=word_range(workload, (300, 900)), seed=seed)
+    return encode_requests(workload, asked, **{**ENGINE, **engine})
 
 
 def _parsed(request: bytes) -> tuple[list[str], dict[str, object]]:
@@ -56,7 +63,7 @@ def test_an_empty_token_range_is_refused(token_range: tuple[int, int]) -> None:
 
 
 def test_a_completions_request_asks_for_an_exact_stream_of_token_ids() -> None:
-    lines, body = _parsed(encode_requests(small(), seed=3, **ENGINE)[0])
+    lines, body = _parsed(_encoded(small())[0])
     assert lines[0] == "POST /v1/completions HTTP/1.1"
     assert {"Host: 127.0.0.1:8000", "Authorization: Bearer secret"} <= set(lines)
     assert len(body.pop("prompt")) == 8
@@ -72,7 +79,7 @@ def test_a_completions_request_asks_for_an_exact_stream_of_token_ids() -> None:
 
 
 def test_a_chat_request_is_one_user_message_of_about_that_many_words() -> None:
-    lines, body = _parsed(encode_requests(small(api="chat"), seed=3, **ENGINE)[0])
+    lines, body = _parsed(_encoded(small(api="chat"))[0])
     assert lines[0] == "POST /v1/chat/completions HTTP/1.1"
     (message,) = body["messages"]
     assert message["role"] == "user"
@@ -82,12 +89,12 @@ def test_a_chat_request_is_one_user_message_of_about_that_many_words() -> None:
 
 def test_short_chat_prompts_differ_too() -> None:
     workload = small(api="chat", input_tokens=1, requests=60)
-    sent = [_parsed(r)[1]["messages"][0]["content"] for r in encode_requests(workload, seed=3, **ENGINE)]
+    sent = [_parsed(r)[1]["messages"][0]["content"] for r in _encoded(workload)]
     assert len(set(sent)) == 60
 
 
 def test_a_base_url_with_a_path_keeps_it_and_its_credentials_are_not_sent_as_host() -> None:
-    requests = encode_requests(small(), seed=3, **{**ENGINE, "base_url": "http://u:p@host:1/proxy/", "api_key": None})
+    requests = _encoded(small(), base_url="http://u:p@host:1/proxy/", api_key=None)
     lines, _ = _parsed(requests[0])
     assert lines[0] == "POST /proxy/v1/completions HTTP/1.1"
     assert "Host: host:1" in lines
@@ -95,4 +102,4 @@ def test_a_base_url_with_a_path_keeps_it_and_its_credentials_are_not_sent_as_hos
 
 
 def test_the_number_of_requests_is_the_workloads() -> None:
-    assert len(encode_requests(replace(small(), requests=17), seed=0, **ENGINE)) == 17
+    assert len(_encoded(replace(small(), requests=17))) == 17

@@ -8,7 +8,7 @@ import pytest
 from serving import TOKENS, FakeServer, running, small
 
 from pytest_vllmperf.domain.records import RequestOutcome
-from pytest_vllmperf.load.payload import prompts
+from pytest_vllmperf.load.questions import prompts
 from pytest_vllmperf.load.schedule import arrival_offsets_ns
 
 Serve = Callable[..., FakeServer]
