@@ -122,10 +122,11 @@ def test_a_p99_never_passes_on_fewer_than_459_requests_or_five_replicates() -> N
     assert judged([0.1] * 5, TAIL, samples=459).outcome is Outcome.PASS
 
 
-def test_a_p99_gets_half_the_error() -> None:
+def test_a_p99_gets_half_the_error_and_a_quarter_on_few_requests() -> None:
     values = [0.10, 0.11, 0.12, 0.10, 0.11]
     mean, tail = judged(list(values), budget=5), judged(list(values), TAIL)
     assert tail.confidence == pytest.approx(0.975)
+    assert judged(list(values), TAIL, samples=999).confidence == pytest.approx(0.9875)
     assert mean.confidence == pytest.approx(1 - 0.05 * 2 / 5)
     fails = judged([v + 1 for v in values[:3]], TAIL)
     assert fails.outcome is Outcome.FAIL
