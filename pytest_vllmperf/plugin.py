@@ -112,7 +112,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     """Say what is about to happen: versions, hardware, engines, workloads, where results go."""
     state = config.stash.get(STATE, None)
-    if state is None or not state.uses_engines or config.option.verbose < 0:
+    if state is None or not state.uses_engines or config.option.verbose < 0 or is_worker(config):
         return []
     return collection.announcement(config)
 
@@ -145,8 +145,7 @@ def pytest_runtest_makereport(
         from pytest_vllmperf.session import Evidence as _Evidence
 
         gathered = evidence or _Evidence()
-        if session.pool_started:
-            gathered.engines = {e.name: e for e in session.pool.reports() if e.name == name}
+        gathered.engines = session.launched(name)
         report.vllmperf = gathered.to_builtins()  # type: ignore[attr-defined]
         if call.when == "call":
             report.vllmperf_fate = _fate(session, gathered)  # type: ignore[attr-defined]
