@@ -13,8 +13,9 @@ CONTEXT = 16384 if os.environ.get("MODEL") else 2048
 # On a CPU "GPU memory" means host memory, of which the engine must not take all.
 CPU = {"enforce-eager": True, "gpu-memory-utilization": 0.3, "max-model-len": 2048}
 PLAIN = {"async-scheduling": False, "enable-prefix-caching": False, "enable-chunked-prefill": False}
-FAST = {"async-scheduling": True, "enable-prefix-caching": True, "enable-chunked-prefill": True, "max-num-seqs": 64}
-OFFLOAD = {
+FAST = {"enable-prefix-caching": True, "enable-chunked-prefill": True, "max-num-seqs": 64}
+ASYNC_OFFLOAD = {  # on a CPU vLLM schedules synchronously whatever it is asked
+    "async-scheduling": True,
     "kv-offloading-backend": "native",
     "kv-offloading-size": 62,
     "disable-hybrid-kv-cache-manager": True,
@@ -27,7 +28,7 @@ OFFLOAD = {
 def pytest_vllmperf_engines(config):
     return [
         EngineConfig(name="baseline", model=MODEL, cpu_args={**CPU, **PLAIN}, gpu_args={"max-model-len": CONTEXT}),
-        EngineConfig(name="max-perf", model=MODEL, args=FAST, cpu_args=CPU, gpu_args=OFFLOAD),
+        EngineConfig(name="max-perf", model=MODEL, args=FAST, cpu_args=CPU, gpu_args=ASYNC_OFFLOAD),
     ]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle
+    from pytest_vllmperf.domain.evidence import Evidence, unmet
     from pytest_vllmperf.domain.metrics import METRICS, Better, Metric, metric, register_metric
     from pytest_vllmperf.domain.prompts import (
         Conversations,
@@ -36,6 +37,7 @@ __all__ = [
     "Conversations",
     "EngineConfig",
     "EngineHandle",
+    "Evidence",
     "FillContext",
     "Limit",
     "LoadRun",
@@ -60,12 +62,14 @@ __all__ = [
     "metric",
     "register_metric",
     "summarize",
+    "unmet",
 ]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "domain.engine": ("EngineConfig", "EngineHandle"),
+    "domain.evidence": ("Evidence", "unmet"),
     "domain.metrics": ("METRICS", "Better", "Metric", "metric", "register_metric"),
     "domain.prompts": ("Conversations", "FillContext", "PromptLines", "RandomPrompts", "SharedPrefix", "ShareGPT"),
     "domain.quality": ("BUILT_IN_TASKS", "QualityTask"),

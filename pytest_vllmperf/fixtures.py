@@ -11,6 +11,7 @@ from pytest_vllmperf.stash import EVIDENCE, SESSION
 
 if TYPE_CHECKING:
     from pytest_vllmperf.domain.engine import EngineHandle
+    from pytest_vllmperf.domain.evidence import Evidence as OptimisationEvidence
     from pytest_vllmperf.domain.quality import QualityTask
     from pytest_vllmperf.domain.summary import Summary
     from pytest_vllmperf.domain.workload import Workload
@@ -42,6 +43,7 @@ def vllm_engine(request: pytest.FixtureRequest) -> Iterator[EngineHandle]:
         pytest.skip(str(error))
     except EngineError as error:
         pytest.fail(str(error), pytrace=False)
+    session.prove(handle)
     yield handle
     session.pool.release(name)
 
@@ -79,6 +81,12 @@ def vllm_start_up(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> 
     from pytest_vllmperf.measurement import start_up_summary
 
     return _taken(request.node, start_up_summary(vllm_engine))
+
+
+@pytest.fixture
+def vllm_evidence(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> tuple[OptimisationEvidence, ...]:
+    """Which optimisations are active on the engine right now, each with its proof."""
+    return request.config.stash[SESSION].prove(vllm_engine).evidence
 
 
 @pytest.fixture

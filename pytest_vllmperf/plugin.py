@@ -16,6 +16,7 @@ from pytest_vllmperf.fixtures import (  # noqa: F401 - fixtures are found in the
     vllm_check,
     vllm_engine,
     vllm_evaluate,
+    vllm_evidence,
     vllm_measure,
     vllm_quality_task,
     vllm_start_up,

@@ -20,6 +20,7 @@ from pytest_vllmperf.domain.workload import BUILT_IN_WORKLOADS, Workload
 from pytest_vllmperf.errors import ConfigError, EngineConfigError, WorkloadError
 
 if TYPE_CHECKING:
+    from pytest_vllmperf.domain.engine import EngineHandle
     from pytest_vllmperf.domain.environment import Environment
     from pytest_vllmperf.domain.quality import QualityTask
     from pytest_vllmperf.domain.report import EngineReport

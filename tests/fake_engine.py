@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from fake_answers import SHAPES, Script, steps_of, usage
 
@@ -102,6 +103,8 @@ class Connection:
             "/fake/stamps": engine.stamps,
             "/fake/requests": engine.bodies,
         }
+        if engine.options.fake_server_info:  # vLLM has it in development mode only
+            simple["/server_info?config_format=json"] = json.loads(engine.options.fake_server_info)
         if path in simple:
             return self.send_json(simple[path])
         if path.startswith("/fake/shape/"):
@@ -277,6 +280,8 @@ def _options(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--fake-answer", metavar="TEXT")
     parser.add_argument("--fake-version", default="0.0.0+fake")
+    parser.add_argument("--fake-log", metavar="FILE", help="what to write into the log at start")
+    parser.add_argument("--fake-server-info", metavar="JSON")
     parser.add_argument(
         "--fake-keep-alive-s", type=float, default=5.0, help="uvicorn closes idle connections after 5 s"
     )
@@ -286,6 +291,11 @@ def _options(argv: list[str]) -> argparse.Namespace:
     if known.reject_flags and unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return known
+
+
+def _say_more(options: argparse.Namespace) -> None:
+    if options.fake_log:
+        print(Path(options.fake_log).read_text(encoding="utf-8"), file=sys.stderr, flush=True)
 
 
 def _fail_start(options: argparse.Namespace) -> None:
@@ -309,6 +319,7 @@ async def _serve(options: argparse.Namespace) -> None:
         loop.add_signal_handler(number, stop.set)
     parent = os.getppid()
     print(f"INFO fake engine (pid {os.getpid()}) starting with model {options.model}", file=sys.stderr, flush=True)
+    _say_more(options)
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(stop.wait(), options.fake_start_delay_s)
     if options.fake_fail_start is not None:

@@ -167,9 +167,23 @@ class ControlClient:
 
     def counters(self) -> ServerCounters:
         """The server's counters now. A server without ``/metrics`` gives None for each, never an error."""
+        return parse_counters(self.metrics_text(), at_ns=time.monotonic_ns())
+
+    def metrics_text(self) -> str:
+        """``/metrics`` as it is, in Prometheus's format; empty where there is none."""
         response = self._get("/metrics")
-        text = response.text if response is not None and response.status_code == 200 else ""
-        return parse_counters(text, at_ns=time.monotonic_ns())
+        return response.text if response is not None and response.status_code == 200 else ""
+
+    def server_info(self) -> dict[str, object] | None:
+        """The server's whole configuration; None unless it is vLLM in development mode (``VLLM_SERVER_DEV_MODE=1``)."""
+        response = self._get("/server_info?config_format=json")
+        if response is None or response.status_code != 200:
+            return None
+        try:
+            info = response.json()
+        except ValueError:
+            return None
+        return info if isinstance(info, dict) else None
 
     def _get(self, path: str) -> httpx.Response | None:
         import httpx

@@ -80,6 +80,7 @@ def write_markdown(report: Report, path: Path) -> None:
         _results(report),
         _list("Warnings", _warnings(report)),
         _engines(report.engines),
+        _optimisations(report.engines),
         _environment(report),
     ]
     _write(path, "\n\n".join("\n".join(block) for block in blocks if block) + "\n")
@@ -130,7 +131,8 @@ def _table(
 
 def _warnings(report: Report) -> list[str]:
     about_runs = [f"{s.engine} / {s.workload}: {warning}" for s in report.summaries for warning in s.warnings]
-    return [_md(warning) for warning in (*report.environment.warnings, *about_runs)]
+    of_engines = [f"{e.name}: {warning}" for e in report.engines for warning in e.warnings]
+    return [_md(warning) for warning in (*report.environment.warnings, *of_engines, *about_runs)]
 
 
 def _engines(engines: Sequence[EngineReport]) -> list[str]:
@@ -148,6 +150,27 @@ def _engines(engines: Sequence[EngineReport]) -> list[str]:
 def _shell_line(engine: EngineReport) -> str:
     """The launch as one could type it; to be read, as secrets are cut out."""
     return shlex.join([*(f"{name}={value}" for name, value in engine.env.items()), *engine.command])
+
+
+def _optimisations(engines: Sequence[EngineReport]) -> list[str]:
+    """What is active, what was asked for, and what nobody can tell; not what nobody asked for and is not there."""
+    header = ("Engine", "Optimisation", "Asked", "State", "Active", "Proof")
+    body = [
+        (
+            engine.name,
+            item.optimisation,
+            item.requested or "",
+            f"{item.state}, not as asked" if item.met is False else item.state,
+            item.value or "",
+            item.proof,
+        )
+        for engine in engines
+        for item in engine.evidence
+        if item.requested is not None or item.state != "refuted"
+    ]
+    if not body:
+        return []
+    return ["## Optimisations", "", *_table(header, body, bold=("refuted, not as asked", "confirmed, not as asked"))]
 
 
 def _environment(report: Report) -> list[str]:

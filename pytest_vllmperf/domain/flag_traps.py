@@ -26,7 +26,12 @@ _SHORTEST = 5
 
 def is_vllm(command: Sequence[str] | None) -> bool:
     """Whether ``command`` starts vLLM, as far as one can tell; None is the default, which does."""
-    return command is None or any("vllm" in part.lower() for part in command)
+    return command is None or any(_is_vllm(part.rpartition("/")[2]) for part in command)
+
+
+def _is_vllm(name: str) -> bool:
+    """An executable or module of vLLM's own, not a path that happens to have the word in it."""
+    return name == "vllm" or name.startswith("vllm.")
 
 
 def find_trap(args: Mapping[str, object]) -> str | None:

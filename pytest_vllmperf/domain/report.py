@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_vllmperf.domain.environment import Environment
+from pytest_vllmperf.domain.evidence import Evidence
 from pytest_vllmperf.domain.metrics import metric
 from pytest_vllmperf.domain.summary import Summary
 from pytest_vllmperf.domain.thresholds import Outcome, Verdict
 from pytest_vllmperf.domain.units import format_quantity
 
-__all__ = ["EngineReport", "Report", "Row", "builtin", "headline", "plain", "rows"]
+__all__ = ["EngineReport", "Report", "Row", "builtin", "headline", "plain", "redacted", "rows"]
 
 _REDACTED = "[redacted]"
 
@@ -24,7 +25,8 @@ class EngineReport:
     """What became of one engine of the matrix.
 
     ``state`` is ``measured``, ``skipped`` or ``failed``; ``reason`` says why for the latter two.
-    ``launches`` counts launches in this run. A report is written to disk and pasted into tickets, so
+    ``launches`` counts launches in this run; ``evidence`` says which optimisations were active, ``warnings``
+    what its log warned of. A report is written to disk and pasted into tickets, so
     secrets are cut out on construction: values of variables and flags whose name ends in ``token``,
     ``key``, ``secret`` or ``password`` (wherever they occur again), and passwords in URLs.
     """
@@ -38,6 +40,8 @@ class EngineReport:
     version: str | None
     log_path: str | None
     launches: int
+    evidence: tuple[Evidence, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         secrets = _secrets(self.env, self.command)
@@ -62,6 +66,11 @@ def _secrets(env: Mapping[str, str], command: Sequence[str]) -> tuple[str, ...]:
         if name.startswith("-") and _SECRET_NAME.search(name):
             found.add(value if equals else following)
     return tuple(sorted(found - {"", _REDACTED}, key=len, reverse=True))
+
+
+def redacted(text: str, *, env: Mapping[str, str], command: Sequence[str]) -> str:
+    """``text`` without the secrets that ``env`` and ``command`` hold, and without passwords in URLs."""
+    return _redact(text, _secrets(env, command))
 
 
 _SHORTEST_SECRET = 6

@@ -183,6 +183,19 @@ def test_an_answer_that_lists_no_models_is_an_error(serve, body):
         control.models()
 
 
+def test_a_servers_configuration_is_read_where_it_tells(engine):
+    with ControlClient(engine("--fake-server-info", '{"vllm_config": {"a": 1}}')) as control:
+        assert control.server_info() == {"vllm_config": {"a": 1}}
+        assert "vllm:generation_tokens_total" in control.metrics_text()
+
+
+@pytest.mark.parametrize("body", [b"no json", b"[1]"])
+def test_an_answer_that_is_no_configuration_is_none(serve, body):
+    with ControlClient(serve({"/server_info?config_format=json": (200, body)})) as control:
+        assert control.server_info() is None
+        assert control.metrics_text() == ""
+
+
 def test_a_proxy_in_the_environment_is_not_used(engine, monkeypatch):
     url = engine()
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")

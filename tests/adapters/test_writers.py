@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_vllmperf.adapters.writers import terminal_table, write_json, write_markdown
 from pytest_vllmperf.domain.environment import Environment, Gpu
+from pytest_vllmperf.domain.evidence import Evidence
 from pytest_vllmperf.domain.report import EngineReport, Report
 from pytest_vllmperf.domain.summary import MetricValue, Summary, metric_values
 from pytest_vllmperf.domain.thresholds import Limit, Outcome, Verdict
@@ -164,6 +165,34 @@ def test_the_markdown_report_of_a_hostile_run(tmp_path):
 def test_the_markdown_report_of_a_run_that_measured_nothing(tmp_path):
     nothing = replace(RUN, engines=(), summaries=(), verdicts=(), problems=("nothing was judged",), exit_code=12)
     assert_golden("report-nothing.md", markdown(nothing, tmp_path))
+
+
+def test_the_markdown_report_shows_optimisations_that_are_asked_for_active_or_unknown(tmp_path):
+    told = [
+        ("prefix caching", "confirmed", "on", "on", "log | <b>says</b>"),
+        ("chunked prefill", "confirmed", "on", "off", "log"),
+        ("quantization", "refuted", "off", "awq", "log"),
+        ("sleep mode", "refuted", "off", "off", "log"),
+        ("async scheduling", "unknown", None, None, "no line"),
+        ("compilation", "refuted", "off", None, "log"),
+    ]
+    evidence = tuple(
+        Evidence(optimisation=name, state=state, value=value, requested=asked, proof=proof, source="log")
+        for name, state, value, asked, proof in told
+    )
+    path = tmp_path / "report.md"
+    write_markdown(replace(RUN, engines=(replace(engine("one"), evidence=evidence, warnings=("slow worker",)),)), path)
+    text = path.read_text()
+    assert text.partition("## Optimisations\n\n")[2].partition("\n\n")[0].splitlines() == [
+        "| Engine | Optimisation | Asked | State | Active | Proof |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| one | prefix caching | on | confirmed | on | log \\| &lt;b&gt;says&lt;/b&gt; |",
+        "| one | chunked prefill | off | **confirmed, not as asked** | on | log |",
+        "| one | quantization | awq | **refuted, not as asked** | off | log |",
+        "| one | sleep mode | off | refuted | off | log |",
+        "| one | async scheduling |  | unknown |  | no line |",
+    ]
+    assert "- one: slow worker" in text
 
 
 def test_the_terminal_table_of_a_mixed_run():

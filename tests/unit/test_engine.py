@@ -97,9 +97,11 @@ def test_flags_that_mean_what_they_say_are_taken(args: dict[str, Any]) -> None:
 
 def test_flags_of_another_server_are_its_own_affair() -> None:
     args = {"max-num-seq": "true"}
-    assert dict(engine(args=args, command=("llama-server",)).args) == args
-    with pytest.raises(EngineConfigError, match="abbreviation"):
-        engine(args=args, command=("/opt/env/bin/python", "-m", "vllm.entrypoints.openai.api_server"))
+    for other in (("llama-server",), ("/home/me/vllm/bin/python", "server.py")):
+        assert dict(engine(args=args, command=other).args) == args
+    for own in (("/opt/env/bin/python", "-m", "vllm.entrypoints.openai.api_server"), ("/opt/env/bin/vllm", "serve")):
+        with pytest.raises(EngineConfigError, match="abbreviation"):
+            engine(args=args, command=own)
 
 
 @pytest.mark.parametrize(
