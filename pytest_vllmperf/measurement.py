@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pytest_vllmperf.domain.engine import EngineHandle
+from pytest_vllmperf.domain.prompts import Conversations, FillContext, RandomPrompts, SharedPrefix
 from pytest_vllmperf.domain.records import LoadRun, MemorySample, ServerCounters
 from pytest_vllmperf.domain.summary import Summary, summarize
 from pytest_vllmperf.domain.workload import Workload
 
-__all__ = ["Watch", "measure", "prompt_seed", "start_up_summary", "token_range", "warm_up_of"]
+__all__ = ["Watch", "measure", "prompt_seed", "resolved", "start_up_summary", "token_range", "warm_up_of"]
 
 Progress = Callable[[str], None]
 
@@ -42,12 +43,13 @@ def measure(
     nothing: the first burst after a start is the slowest by far.
 
     Raises:
+        WorkloadError: The workload does not fit this engine, or its file cannot be read.
         LoadProcessError: The load process died; nothing was measured.
     """
     from pytest_vllmperf.adapters.control_client import ControlClient
     from pytest_vllmperf.load.driver import run_load
 
-    asked = workload.on(engine.device)
+    asked = resolved(workload, engine)
     tell = progress or (lambda _line: None)
     words = token_range(engine.config.model)
 
@@ -86,15 +88,48 @@ def measure(
     return replace(summary, warnings=(*summary.warnings, *watch.failures))
 
 
+def resolved(workload: Workload, engine: EngineHandle) -> Workload:
+    """The workload as run on ``engine``: counts for its device, prompts for its context.
+
+    The context is what the server says, else the flag ``max-model-len``, else what the model was made for.
+
+    Raises:
+        WorkloadError: The context is needed and unknown, or too small.
+    """
+    from pytest_vllmperf.adapters.control_client import ControlClient
+    from pytest_vllmperf.adapters.model_files import context_size
+
+    asked = workload.on(engine.device)
+    if not isinstance(asked.prompts, FillContext):
+        return asked
+    with ControlClient(engine.base_url, engine.api_key) as control:
+        context = control.context_tokens(engine.model_name)
+    flag = engine.config.args.get("max-model-len")
+    if context is None and isinstance(flag, int) and flag > 0:
+        context = flag
+    return asked.in_context(context or context_size(engine.config.model))
+
+
 def warm_up_of(workload: Workload) -> Workload:
     """The unmeasured opening of ``workload``: its prompts' length, one request for each slot, all at once.
 
-    Answers are cut at 64 tokens: that reaches every batch size the workload will, at a fraction of its time.
+    Every shared prefix is among the prompts, so that the measured requests find it in the cache. Answers are cut
+    at 64 tokens: that reaches every batch size the workload will, at a fraction of its time.
     """
     slots = workload.max_concurrency or 2
+    source, input_tokens, count = workload.prompts, workload.input_tokens, min(workload.requests, slots)
+    if isinstance(source, SharedPrefix):
+        source, count = replace(source, share=1.0), max(count, source.groups)
+    elif isinstance(source, Conversations):  # the last turn's length, and as many at once as there are conversations
+        input_tokens = source.prompt_tokens(
+            source.turns - 1, input_tokens=input_tokens, output_tokens=workload.output_tokens
+        )
+        source = RandomPrompts()
     return replace(
         workload,
-        requests=min(workload.requests, slots),
+        prompts=source,
+        input_tokens=input_tokens,
+        requests=count,
         request_rate=None,
         max_concurrency=slots,
         output_tokens=min(workload.output_tokens, _WARM_UP_TOKENS),

@@ -23,6 +23,8 @@ from pathlib import Path
 from fake_answers import SHAPES, Script, steps_of, usage
 
 _MOST_KEPT = 10_000
+_BLOCK = 16
+"""Tokens in one block of the prefix cache."""
 
 
 @dataclass
@@ -33,6 +35,9 @@ class Engine:
     generation_tokens: int = 0
     prompt_tokens: int = 0
     running: int = 0
+    cache: set[tuple[int, ...]] = field(default_factory=set)
+    cache_hits: int = 0
+    cache_queries: int = 0
     requests: int = 0
     connections: int = 0
     stamps: list[dict[str, object]] = field(default_factory=list)
@@ -42,6 +47,17 @@ class Engine:
     def model(self) -> str:
         return self.options.served_model_name or self.options.model
 
+    def look_up(self, prompt: object) -> None:
+        """Count what a prefix cache would serve of a prompt of token ids, and keep the prompt's whole blocks."""
+        if not isinstance(prompt, list) or not prompt or not isinstance(prompt[0], int):
+            return
+        opening = self.options.fake_prefix_cache_accident
+        ends = range(_BLOCK, len(prompt) + 1, _BLOCK)
+        found = max((end for end in ends if end < len(prompt) and tuple(prompt[:end]) in self.cache), default=0)
+        self.cache_queries += len(prompt)
+        self.cache_hits += max(found, opening)
+        self.cache.update(tuple(prompt[:end]) for end in ends)
+
     def metrics(self) -> str:
         """Prometheus text in vLLM's names."""
         label = f'{{engine="0",model_name="{self.model}"}}'
@@ -50,10 +66,11 @@ class Engine:
             ("vllm:kv_cache_usage_perc", "gauge", "KV-cache usage. 1 means 100 percent usage.", self.running / 64),
             ("vllm:prompt_tokens_total", "counter", "Number of prefill tokens processed.", self.prompt_tokens),
             ("vllm:generation_tokens_total", "counter", "Number of generation tokens.", self.generation_tokens),
-            ("vllm:prefix_cache_hits_total", "counter", "Prefix cache hits.", self.options.fake_prefix_cache_hits),
+            ("vllm:prefix_cache_queries_total", "counter", "Prefix cache queries.", self.cache_queries),
+            ("vllm:prefix_cache_hits_total", "counter", "Prefix cache hits.", self.cache_hits),
             ("vllm:num_preemptions_total", "counter", "Cumulative preemptions.", self.options.fake_preemptions),
         )
-        lines: list[str] = []
+        lines = [f'vllm:cache_config_info{{block_size="{_BLOCK}",engine="0"}} 1.0']
         for name, kind, text, value in rows:
             family = name.removesuffix("_total") if kind == "counter" else name
             lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", f"{name}{label} {float(value)}"]
@@ -153,6 +170,8 @@ class Connection:
             return False
         script = _script(engine, request, chat=chat, shape=shape)
         engine.prompt_tokens += script.prompt_tokens
+        if options.fake_prefix_cache:
+            engine.look_up(request.get("prompt"))
         engine.running += 1
         try:
             if not request.get("stream"):
@@ -285,7 +304,10 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--fake-keep-alive-s", type=float, default=5.0, help="uvicorn closes idle connections after 5 s"
     )
-    parser.add_argument("--fake-prefix-cache-hits", type=int, default=0)
+    parser.add_argument("--fake-prefix-cache", action="store_true", help="count hits as a prefix cache would")
+    parser.add_argument(
+        "--fake-prefix-cache-accident", type=int, default=0, metavar="N", help="each prompt finds N tokens at least"
+    )
     parser.add_argument("--fake-preemptions", type=int, default=0)
     known, unknown = parser.parse_known_args(argv)
     if known.reject_flags and unknown:

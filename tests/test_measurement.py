@@ -5,9 +5,9 @@ import urllib.request
 
 import pytest
 
-from pytest_vllmperf import BUILT_IN_WORKLOADS, EngineConfig, Workload
+from pytest_vllmperf import BUILT_IN_WORKLOADS, Conversations, EngineConfig, FillContext, SharedPrefix, Workload
 from pytest_vllmperf.adapters.environment import gather_environment
-from pytest_vllmperf.measurement import measure, prompt_seed, start_up_summary, token_range, warm_up_of
+from pytest_vllmperf.measurement import measure, prompt_seed, resolved, start_up_summary, token_range, warm_up_of
 from pytest_vllmperf.pool import EnginePool
 
 TINY = Workload(name="tiny", input_tokens=16, output_tokens=8, requests=6, max_concurrency=3)
@@ -66,11 +66,69 @@ def test_a_start_up_becomes_a_summary_that_limits_can_judge(engine):
 
 @pytest.mark.parametrize("workload", BUILT_IN_WORKLOADS, ids=lambda w: w.name)
 def test_a_warm_up_has_the_prompts_and_the_concurrency_of_its_workload(workload):
+    workload = workload.in_context(2048)
     warm_up = warm_up_of(workload)
-    assert warm_up.input_tokens == workload.input_tokens
+    longest = 4 * 128 + 3 * 64 if workload.name == "multi-turn" else workload.input_tokens
+    assert warm_up.input_tokens == longest
     assert 1 <= warm_up.output_tokens <= 64
     assert warm_up.requests == warm_up.max_concurrency == (workload.max_concurrency or 2)
     assert not warm_up.open_loop
+
+
+@pytest.fixture
+def caching_engine(tmp_path, fake_command):
+    """Gives an engine whose counters tell what a prefix cache would have served."""
+    environment = gather_environment(tmp_path, gpus=(), driver=None)
+    pools = []
+
+    def start(*flags):
+        command = (*fake_command, "--fake-prefix-cache", *flags)
+        config = EngineConfig(name="one", model="fake-model", command=command)
+        pools.append(EnginePool(engines={"one": config}, environment=environment, directory=tmp_path))
+        return pools[-1].acquire("one")
+
+    yield start
+    for pool in pools:
+        pool.close()
+
+
+def test_hits_are_as_planned(caching_engine):
+    engine = caching_engine()
+    shared = Workload(
+        name="shared",
+        input_tokens=48,
+        output_tokens=4,
+        requests=12,
+        max_concurrency=3,
+        prompts=SharedPrefix(tokens=36, share=0.75, groups=5),
+    )
+    talk = Workload(
+        name="talk", input_tokens=20, output_tokens=4, requests=6, max_concurrency=2, prompts=Conversations(turns=3)
+    )
+    for workload, rate in ((shared, 9 * 32 / (12 * 48)), (talk, 2 * (16 + 32) / (2 * (20 + 44 + 68))), (TINY, 0.0)):
+        summary = measure(engine, workload)
+        assert summary.invalid == ()
+        assert summary.facts["prefix_cache_block_tokens"] == 16
+        assert summary.metrics["prefix_cache_hit_rate"].value == pytest.approx(rate)
+        assert summary.facts["planned_prefix_cache_hit_rate"] == pytest.approx(rate, abs=1e-6)
+
+
+def test_hits_that_no_plan_explains_make_the_measurement_invalid(caching_engine):
+    summary = measure(caching_engine("--fake-prefix-cache-accident", "16"), TINY)
+    (reason,) = summary.invalid
+    assert "the prefix cache served 96 prompt tokens and the plan explains 0" in reason
+
+
+def test_an_engine_without_prefix_cache_has_no_hit_rate(engine):
+    assert measure(engine, TINY).metrics["prefix_cache_hit_rate"].missing == (
+        "prefix caching is off: nothing was looked up"
+    )
+
+
+def test_a_full_context_is_the_one_the_server_tells(engine):
+    workload = Workload(name="full", output_tokens=4, requests=1, max_concurrency=1, prompts=FillContext(share=0.5))
+    assert resolved(workload, engine).input_tokens == 2048  # the fake engine tells 4096
+    assert measure(engine, workload).facts["input_tokens"] == 2048
 
 
 def test_every_workload_and_part_draws_prompts_of_its_own():

@@ -23,8 +23,10 @@ _COUNTERS = {
     "generation_tokens": ("vllm:generation_tokens_total",),
     "prompt_tokens": ("vllm:prompt_tokens_total",),
     "prefix_cache_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
+    "prefix_cache_queries": ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
     "preemptions": ("vllm:num_preemptions_total",),
 }
+_CACHE_CONFIG = "vllm:cache_config_info"
 _KV_CACHE_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 """Names differ between versions of vLLM; the first that is there counts."""
 _EXCERPT = 500
@@ -117,6 +119,16 @@ class ControlClient:
                 f"{self.base_url}/v1/models lists {', '.join(served) or 'nothing'}, not {name!r}: "
                 "set EngineConfig(served_model_name=…)"
             )
+
+    def context_tokens(self, name: str) -> int | None:
+        """How many tokens the context of the model served as ``name`` holds; None where the server does not tell."""
+        response = self._get("/v1/models")
+        try:
+            entries = [] if response is None else response.json()["data"]
+            told = next((entry.get("max_model_len") for entry in entries if entry.get("id") == name), None)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return told if isinstance(told, int) and not isinstance(told, bool) and told > 0 else None
 
     def version(self) -> str | None:
         """The server's version, None where it does not tell (only vLLM has ``/version``)."""
@@ -215,13 +227,16 @@ def parse_counters(text: str, *, at_ns: int) -> ServerCounters:
     """Read vLLM's counters from Prometheus text: counters are summed over engines, cache use is the highest."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    names = (*(name for choices in _COUNTERS.values() for name in choices), *_KV_CACHE_USAGE)
+    names = (*(name for choices in _COUNTERS.values() for name in choices), *_KV_CACHE_USAGE, _CACHE_CONFIG)
     # The full page has a thousand lines, and this runs beside the load: parse only what is asked for.
     wanted = "\n".join(line for line in text.splitlines() if line.startswith(names))
     values: dict[str, list[float]] = {}
+    block: int | None = None
     try:
         for family in text_string_to_metric_families(wanted + "\n"):
             for sample in family.samples:
+                if sample.name == _CACHE_CONFIG and (told := sample.labels.get("block_size", "")).isdecimal():
+                    block = int(told) or None
                 if math.isfinite(sample.value):
                     values.setdefault(sample.name, []).append(sample.value)
     except ValueError:
@@ -232,6 +247,7 @@ def parse_counters(text: str, *, at_ns: int) -> ServerCounters:
         at_ns=at_ns,
         **{field: None if found is None else int(sum(found)) for field, found in sums.items()},
         kv_cache_usage=None if usage is None else max(usage),
+        cache_block_tokens=block,
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["vocabulary_size"]
+__all__ = ["context_size", "vocabulary_size"]
 
 
 def vocabulary_size(model: str) -> int | None:
@@ -18,25 +18,34 @@ def vocabulary_size(model: str) -> int | None:
 
     None where there is no readable configuration, or it does not tell.
     """
+    return _told(model, "vocab_size")
+
+
+def context_size(model: str) -> int | None:
+    """Most tokens the model was made for (``max_position_embeddings``); None as for :func:`vocabulary_size`."""
+    return _told(model, "max_position_embeddings")
+
+
+def _told(model: str, key: str) -> int | None:
     for path in _config_files(model):
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if (size := _size(config)) is not None:
+        if (size := _size(config, key)) is not None:
             return size
     return None
 
 
-def _size(config: Any) -> int | None:
-    """``vocab_size``, which multimodal models keep in the part for their language model."""
+def _size(config: Any, key: str) -> int | None:
+    """The whole number under ``key``, which multimodal models keep in the part for their language model."""
     if not isinstance(config, dict):
         return None
-    size = config.get("vocab_size")
+    size = config.get(key)
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size
     parts = (config.get(name) for name in ("text_config", "llm_config", "language_config"))
-    return next((found for part in parts if (found := _size(part)) is not None), None)
+    return next((found for part in parts if (found := _size(part, key)) is not None), None)
 
 
 def _config_files(model: str) -> Iterator[Path]:

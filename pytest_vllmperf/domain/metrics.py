@@ -135,6 +135,9 @@ METRICS: dict[str, Metric] = {
         _scalar("goodput", "req/s", _HIGH, 0.05, "requests meeting every stated service level / window"),
         _scalar("error_rate", "ratio", _LOW, 0.0, "failed requests / requests"),
         _scalar("kv_cache_usage_peak", "ratio", _NEITHER, 0.10, "largest kv_cache_usage_perc the server published"),
+        _scalar(
+            "prefix_cache_hit_rate", "ratio", _HIGH, 0.05, "prompt tokens found in the prefix cache / looked up in it"
+        ),
         _scalar("preemptions", "count", _LOW, 0.0, "growth of the server's num_preemptions counter"),
         _scalar("device_memory_peak", "B", _LOW, 0.02, "largest device memory in use on the engine's GPUs"),
         _scalar("host_memory_peak", "B", _LOW, 0.02, "largest proportional set size of the engine's process tree"),

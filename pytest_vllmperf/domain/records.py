@@ -119,7 +119,11 @@ class MemorySample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerCounters:
-    """The server's own counters at one moment; None where it does not publish one."""
+    """The server's own counters at one moment; None where it does not publish one.
+
+    ``prefix_cache_queries`` and ``prefix_cache_hits`` count prompt tokens looked up in the prefix cache and found
+    there; ``cache_block_tokens`` is the size of one of its blocks.
+    """
 
     at_ns: int
     generation_tokens: int | None
@@ -127,3 +131,5 @@ class ServerCounters:
     prefix_cache_hits: int | None
     preemptions: int | None
     kv_cache_usage: float | None
+    prefix_cache_queries: int | None = None
+    cache_block_tokens: int | None = None

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Literal
 
 from pytest_vllmperf.domain.metrics import METRICS, STATISTICS
+from pytest_vllmperf.domain.prefix_cache import PrefixCacheUse
 from pytest_vllmperf.domain.records import LoadRun, MemorySample, RequestRecord, ServerCounters
 from pytest_vllmperf.domain.stats import peak_window_rate, reduce_samples
 from pytest_vllmperf.domain.workload import ServiceLevel, Workload
@@ -115,12 +116,17 @@ def summarize(
     during: Sequence[ServerCounters] = (),
     after: ServerCounters | None = None,
     device_memory_missing: str = "no GPU",
+    shared_endpoint: bool = False,
 ) -> Summary:
-    """Compute every metric of one load run. Only complete, correct answers enter the latencies."""
+    """Compute every metric of one load run. Only complete, correct answers enter the latencies.
+
+    ``shared_endpoint``: others may use this server too, so its counters are shown and not judged.
+    """
     done = [r for r in run.records if r.succeeded]
     failures = Counter(str(r.outcome) for r in run.records if not r.succeeded)
     window_s = _window_s(run, done)
     gauges, missing = _gauges(memory, before, during, after, device_memory_missing)
+    cache = _prefix_cache_use(run, workload, before, after)
     goodput, why_no_goodput = _goodput(done, workload.service_level, window_s, open_loop=workload.open_loop)
     peak, why_no_peak = _peak(done)
     throughput, why_no_throughput = _throughput(done, window_s)
@@ -144,6 +150,7 @@ def summarize(
                 "goodput": goodput,
                 "error_rate": failures.total() / len(run.records) if run.records else None,
                 **gauges,
+                "prefix_cache_hit_rate": cache.hit_rate,
             },
             missing={
                 "tpot": tokens_missing,
@@ -153,11 +160,12 @@ def summarize(
                 "peak_output_throughput": why_no_peak,
                 "goodput": why_no_goodput,
                 **missing,
+                "prefix_cache_hit_rate": cache.missing,
             },
         ),
-        invalid=_invalid(run, done, before, after),
-        warnings=_warnings(run, failures),
-        facts=_facts(run, done),
+        invalid=_invalid(run, done) + (() if shared_endpoint else _refuted(run, done, cache, before, after)),
+        warnings=_warnings(run, failures, cache),
+        facts={**_facts(run, done), **cache.facts()},
     )
 
 
@@ -293,9 +301,21 @@ def growth(before: ServerCounters | None, after: ServerCounters | None, counter:
     return None if first is None or last is None or last < first else float(last - first)
 
 
-def _invalid(
-    run: LoadRun, done: Sequence[RequestRecord], before: ServerCounters | None, after: ServerCounters | None
-) -> tuple[str, ...]:
+def _prefix_cache_use(
+    run: LoadRun, workload: Workload, before: ServerCounters | None, after: ServerCounters | None
+) -> PrefixCacheUse:
+    return PrefixCacheUse(
+        workload=workload,
+        requests=len(run.records),
+        hits=growth(before, after, "prefix_cache_hits"),
+        queries=growth(before, after, "prefix_cache_queries"),
+        preemptions=growth(before, after, "preemptions"),
+        block=None if after is None else after.cache_block_tokens,
+    )
+
+
+def _invalid(run: LoadRun, done: Sequence[RequestRecord]) -> tuple[str, ...]:
+    """Reasons that lie in the answers themselves."""
     reasons: list[str] = []
     if not run.records:
         reasons.append("no request was sent")
@@ -307,8 +327,21 @@ def _invalid(
     without_usage = sum(r.output_tokens is None for r in done)
     if without_usage:
         reasons.append(f"the server sent no usage for {without_usage} of {len(done)} answers: tokens are unknown")
+    return tuple(reasons)
+
+
+def _refuted(
+    run: LoadRun,
+    done: Sequence[RequestRecord],
+    cache: PrefixCacheUse,
+    before: ServerCounters | None,
+    after: ServerCounters | None,
+) -> tuple[str, ...]:
+    """Reasons that lie in the server's counters, which nobody else may have moved."""
+    reasons = [] if cache.accident is None else [cache.accident]
     generated = growth(before, after, "generation_tokens")
-    if done and len(done) == len(run.records) and generated is not None and not without_usage:
+    complete = bool(done) and len(done) == len(run.records) and all(r.output_tokens is not None for r in done)
+    if complete and generated is not None:
         counted = sum(r.output_tokens or 0 for r in done)
         if counted != generated:
             reasons.append(
@@ -322,7 +355,7 @@ _STARVED_SHARE = 0.10
 """Waiting for a core during more than this share of the run makes the client's clock late."""
 
 
-def _warnings(run: LoadRun, failures: Counter[str]) -> tuple[str, ...]:
+def _warnings(run: LoadRun, failures: Counter[str], cache: PrefixCacheUse) -> tuple[str, ...]:
     doubts: list[str] = []
     if failures:
         doubts.append("failed requests: " + ", ".join(f"{n} {name}" for name, n in failures.most_common()))
@@ -330,7 +363,7 @@ def _warnings(run: LoadRun, failures: Counter[str]) -> tuple[str, ...]:
     if client.run_queue_wait_ns is not None and client.run_queue_wait_ns > _STARVED_SHARE * client.wall_ns:
         share = client.run_queue_wait_ns / client.wall_ns
         doubts.append(f"the load process waited for a core {share:.0%} of the time: latencies include its own delay")
-    if any(r.cached_tokens for r in run.records):
+    if cache.planned_hits(block=1) == 0 and any(r.cached_tokens for r in run.records):
         cached = sum(r.cached_tokens or 0 for r in run.records)
         doubts.append(f"{cached} prompt tokens came from the prefix cache")
     return tuple(doubts)

@@ -179,5 +179,31 @@ BUILT_IN_WORKLOADS: tuple[Workload, ...] = (
     Workload(name="ten-users", input_tokens=128, output_tokens=300, requests=40, max_concurrency=10),
     Workload(name="burst", input_tokens=128, output_tokens=256, requests=50, max_concurrency=50),
     Workload(name="heavy", input_tokens=512, output_tokens=512, requests=100, max_concurrency=100),
+    Workload(
+        name="shared-prefix",
+        input_tokens=1152,
+        output_tokens=32,
+        requests=200,
+        requests_on_cpu=24,
+        max_concurrency=8,
+        prompts=SharedPrefix(tokens=1024, share=0.75, groups=4),
+    ),
+    Workload(
+        name="multi-turn",
+        input_tokens=128,
+        output_tokens=64,
+        requests=160,
+        requests_on_cpu=16,
+        max_concurrency=4,
+        prompts=Conversations(turns=4),
+    ),
+    Workload(
+        name="long-context",
+        output_tokens=32,
+        requests=40,
+        requests_on_cpu=4,
+        max_concurrency=4,
+        prompts=FillContext(share=0.9),
+    ),
 )
-"""The seed's four workloads: one user, ten users, a burst of fifty, a hundred at once."""
+"""One user, ten users, a burst of fifty, a hundred at once; prompts that open alike, conversations, full contexts."""

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,15 +97,29 @@ def test_the_first_token_is_timed_until_text_arrives(engine):
 
 
 def test_counters_are_read(engine):
-    url = engine("--fake-prefix-cache-hits", "5", "--fake-preemptions", "3")
+    url = engine("--fake-prefix-cache", "--fake-preemptions", "3")
     with ControlClient(url, "the-key") as control:
         control.first_token("m")
+        for _ in range(2):
+            httpx.post(
+                f"{url}/v1/completions",
+                json={"model": "m", "prompt": list(range(40)), "max_tokens": 2},
+                headers={"Authorization": "Bearer the-key"},
+            )
         counters = control.counters()
-    assert counters.generation_tokens == 4
+    assert counters.generation_tokens == 4 + 2 * 2
     assert counters.prompt_tokens > 0
-    assert counters.prefix_cache_hits == 5
+    assert (counters.prefix_cache_queries, counters.prefix_cache_hits, counters.cache_block_tokens) == (80, 32, 16)
     assert counters.preemptions == 3
     assert counters.kv_cache_usage == 0.0
+
+
+def test_the_context_is_told_for_the_model_that_is_served(engine):
+    with ControlClient(engine(), "the-key") as control:
+        assert control.context_tokens("m") == 4096
+        assert control.context_tokens("other") is None
+    with ControlClient("http://127.0.0.1:1", "the-key", timeout_s=1.0) as nobody:
+        assert nobody.context_tokens("m") is None
 
 
 def test_a_wrong_key_is_refused(engine):

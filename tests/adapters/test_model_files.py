@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pytest_vllmperf.adapters.model_files import vocabulary_size
+from pytest_vllmperf.adapters.model_files import context_size, vocabulary_size
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +24,12 @@ def write_config(folder, config):
 
 def test_a_model_directory_tells(tmp_path):
     assert vocabulary_size(write_config(tmp_path / "model", {"vocab_size": 512})) == 512
+
+
+def test_a_model_tells_the_context_it_was_made_for(tmp_path):
+    folder = write_config(tmp_path / "model", {"vocab_size": 512, "text_config": {"max_position_embeddings": 8192}})
+    assert context_size(folder) == 8192
+    assert context_size(write_config(tmp_path / "silent", {"vocab_size": 512})) is None
 
 
 def test_a_multimodal_model_tells_in_its_text_part(tmp_path):

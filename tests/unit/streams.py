@@ -73,7 +73,14 @@ def load_run(*records: RequestRecord, run_queue_wait_ns: int | None = 0) -> Load
 def counters(**known: float | None) -> ServerCounters:
     """One scrape that publishes only what is given."""
     nothing: dict[str, None] = dict.fromkeys(
-        ("generation_tokens", "prompt_tokens", "prefix_cache_hits", "preemptions", "kv_cache_usage")
+        (
+            "generation_tokens",
+            "prompt_tokens",
+            "prefix_cache_hits",
+            "prefix_cache_queries",
+            "preemptions",
+            "kv_cache_usage",
+        )
     )
     return ServerCounters(at_ns=0, **{**nothing, **known})
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from streams import CLOSED, MS, OPEN, answered, counters, failed, load_run
 
 from pytest_vllmperf.domain.metrics import METRICS, STATISTICS
+from pytest_vllmperf.domain.prompts import PromptLines, SharedPrefix
 from pytest_vllmperf.domain.records import LoadRun, MemorySample, RequestOutcome, RequestRecord, ServerCounters
 from pytest_vllmperf.domain.summary import Summary, growth, metric_values, summarize, time_per_output_token_s
 from pytest_vllmperf.domain.workload import ServiceLevel, Workload
@@ -285,6 +286,49 @@ def test_tokens_the_server_counted_and_no_answer_holds_make_the_run_invalid() ->
     assert invalid(11) == ()
     (reason,) = invalid(12)
     assert reason.startswith("the answers hold 11 tokens, but the server counted 12: another client is using this")
+
+
+CACHE = {"prefix_cache_hits": 10, "prefix_cache_queries": 100}
+
+
+def scrapes(**growing: int) -> dict[str, ServerCounters]:
+    return {
+        "before": counters(**CACHE),
+        "after": counters(**{name: count + growing.get(name, 0) for name, count in CACHE.items()}, preemptions=0),
+    }
+
+
+def test_the_hit_rate_is_what_was_found_of_what_was_looked_up_in_this_run() -> None:
+    shared = replace(CLOSED, prompts=SharedPrefix(tokens=3, share=1.0))
+    summary = summary_of(load_run(FIRST, SECOND), shared, **scrapes(prefix_cache_hits=6, prefix_cache_queries=8))
+    assert summary.metrics["prefix_cache_hit_rate"].value == 0.75
+    assert summary.invalid == ()
+    assert summary.facts["planned_prefix_cache_hits"] == 6
+    assert summary.facts["planned_prefix_cache_hit_rate"] == 0.75
+
+
+def test_hits_no_plan_explains_are_invalid_and_on_a_shared_endpoint_only_shown() -> None:
+    more = scrapes(prefix_cache_hits=4, prefix_cache_queries=8)
+    (reason,) = summary_of(load_run(FIRST, SECOND), **more).invalid
+    assert reason.startswith("the prefix cache served 4 prompt tokens and the plan explains 0: another client is using")
+    shared = summary_of(load_run(FIRST, SECOND), **more, shared_endpoint=True)
+    assert (shared.invalid, shared.metrics["prefix_cache_hit_rate"].value) == ((), 0.5)
+
+
+def test_hits_of_a_chat_template_of_preempted_requests_and_of_files_are_no_accident() -> None:
+    more = scrapes(prefix_cache_hits=400, prefix_cache_queries=800)
+    assert summary_of(load_run(FIRST, SECOND), replace(CLOSED, api="chat"), **more).invalid == ()
+    lines = replace(CLOSED, prompts=PromptLines(path="own.jsonl"), input_tokens=0)
+    assert summary_of(load_run(FIRST, SECOND), lines, **more).invalid == ()
+    preempted = {"before": replace(more["before"], preemptions=0), "after": replace(more["after"], preemptions=1)}
+    assert summary_of(load_run(FIRST, SECOND), **preempted).invalid == ()
+
+
+def test_a_cache_that_nobody_asked_or_that_is_not_published_has_no_hit_rate() -> None:
+    off = summary_of(load_run(FIRST), **scrapes()).metrics["prefix_cache_hit_rate"]
+    assert (off.value, off.missing) == (None, "prefix caching is off: nothing was looked up")
+    silent = summary_of(load_run(FIRST), before=counters(), after=counters()).metrics["prefix_cache_hit_rate"]
+    assert (silent.value, silent.missing) == (None, "the server does not publish it")
 
 
 def test_a_starved_client_and_cached_prompts_are_doubts() -> None:

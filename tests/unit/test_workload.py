@@ -76,13 +76,16 @@ def test_a_workload_describes_itself_in_one_line() -> None:
     assert workload(request_rate=1.5).describe() == "2 × 8/4 tokens, 1.5 req/s, 1 at once"
 
 
-def test_the_built_in_workloads_are_the_seeds() -> None:
+def test_the_built_in_workloads_have_these_shapes() -> None:
     shapes = {w.name: (w.input_tokens, w.output_tokens, w.request_rate, w.max_concurrency) for w in BUILT_IN_WORKLOADS}
     assert shapes == {
         "single-user": (256, 256, 1.0, None),
         "ten-users": (128, 300, None, 10),
         "burst": (128, 256, None, 50),
         "heavy": (512, 512, None, 100),
+        "shared-prefix": (1152, 32, None, 8),
+        "multi-turn": (128, 64, None, 4),
+        "long-context": (0, 32, None, 4),
     }
     scaled = [w.name for w in BUILT_IN_WORKLOADS if w.on("cpu") != replace(w, requests_on_cpu=None)]
-    assert scaled == ["single-user"]
+    assert scaled == ["single-user", "shared-prefix", "multi-turn", "long-context"]
