@@ -143,7 +143,8 @@ def test_an_engine_that_fails_tells_the_cause_from_its_log(make_pool, tmp_path):
     assert lines[0].startswith("engine 'one' ended with code 3 after ")
     assert lines[0].endswith(" s, before it was ready")
     assert lines[1] == "  cause: ValueError: no kernel for this"
-    assert f"  log:   {tmp_path / 'logs' / 'one.log'}, its last lines:" in lines
+    assert lines[2] == f"  log:   {tmp_path / 'logs' / 'one.log'}, the traceback:"
+    assert lines[-1] == "    ValueError: no kernel for this"
 
 
 def test_a_failed_launch_is_remembered_and_not_repeated(make_pool):
@@ -166,8 +167,8 @@ def test_leaving_with_code_0_before_being_ready_is_a_failure_too(make_pool):
 
 
 def test_an_unknown_flag_is_answered_with_advice(make_pool):
-    pool = make_pool({"args": {"reject-flags": True, "num-scheduler-steps": 8}})
-    with pytest.raises(EngineExited, match=r"no --num-scheduler-steps 8: it was renamed.*\[unknown-flag\]"):
+    pool = make_pool({"args": {"reject-flags": True, "swap-space": 8}})
+    with pytest.raises(EngineExited, match=r"no --swap-space 8: it was renamed.*\[unknown-flag\]"):
         pool.acquire("one")
 
 
