@@ -5,6 +5,7 @@ Everything heavy is imported inside functions: every pytest start on this interp
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
@@ -240,7 +241,8 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, obj
     if run is None:
         return (yield)
     if run.pool_started:
-        run.pool.close()
+        with contextlib.suppress(KeyboardInterrupt):  # no more grace was all that it asked for
+            run.pool.close()
     state = config.stash[STATE]
     if is_worker(config):
         from pytest_vllmperf.distribution import tell_controller

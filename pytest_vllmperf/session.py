@@ -145,9 +145,7 @@ class Session:
         path = self.options.thresholds_path
         if not path.exists() and path == self.options.root / "thresholds.toml":
             return Thresholds(quality_tasks={}, path=None)
-        return read_thresholds(
-            path, engines=self.engines, workloads=(*self.workloads, *self.tasks, "startup"), tasks=self.tasks
-        )
+        return read_thresholds(path, engines=self.engines, workloads=self.known_workloads, tasks=self.tasks)
 
     def limits_as_text(self) -> str:
         """The limits, for a worker's ``limits_sent``."""
@@ -165,6 +163,13 @@ class Session:
         found = self.evidence.engines
         launches = {name: sum(n for (_, engine), n in self.launches.items() if engine == name) for name in found}
         return tuple(replace(found[n], launches=launches[n]) for n in self.selected_engines if n in found)
+
+    @cached_property
+    def known_workloads(self) -> tuple[str, ...]:
+        """What limits may name: every workload and task, the built-in ones whether declared or not."""
+        from pytest_vllmperf.domain.quality import BUILT_IN_TASKS
+
+        return (*self.workloads, *dict.fromkeys((*BUILT_IN_TASKS, *self.tasks)), "startup")
 
     @cached_property
     def environment(self) -> Environment:
@@ -254,7 +259,7 @@ class Session:
         hardware = self.environment.hardware
         metrics = {name for table in self.thresholds.tables for name in table.limits}
         for engine in self.selected_engines.values():
-            for workload in (*self.workloads, *self.tasks, "startup"):
+            for workload in self.known_workloads:
                 subject = Subject(hardware=hardware, model=engine.model_name, engine=engine.name, workload=workload)
                 for metric in sorted(metrics):
                     resolve(self.thresholds, subject, metric)

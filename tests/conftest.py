@@ -1,6 +1,7 @@
 """Shared by all tests: pytester, and the fake engine as an EngineConfig's command."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,15 @@ FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
 def leases_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for an engine of another test, or of somebody else on this machine."""
     monkeypatch.setenv("VLLMPERF_LOCK_DIR", str(tmp_path_factory.mktemp("locks")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_worker() -> Iterator[None]:
+    """A pytest started by a test is a controller of its own, even where this one is a worker of pytest-xdist."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+            patch.delenv(variable, raising=False)
+        yield
 
 
 @pytest.fixture

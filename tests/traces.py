@@ -17,7 +17,8 @@ import psutil
 PATIENCE_S = 30.0
 GONE_S = 2.0
 """The promise: whatever happens to pytest, nothing of an engine is left 2 s later."""
-STUBBORN = (sys.executable, str(Path(__file__).with_name("stubborn_engine.py")))
+STUBBORN = (sys.executable, str(Path(__file__).with_name("stubborn_engine.py")), "stubborn")
+POLITE = (*STUBBORN[:2], "polite")
 
 Found = TypeVar("Found")
 
@@ -57,12 +58,12 @@ class Traces:
     def left(self) -> list[str]:
         return [*self.alive(), *(str(file) for file in self.files if file.exists())]
 
-    def gone_after_s(self, since: float, *, limit_s: float = GONE_S) -> float:
-        """Seconds from ``since`` until nothing was left; fails when that takes longer than ``limit_s``."""
+    def assert_gone(self, since: float, *, limit_s: float = GONE_S) -> None:
+        """Wait until nothing is left, ``limit_s`` from ``since`` at most."""
         while left := self.left():
             assert time.monotonic() - since < limit_s, f"still there after {limit_s} s: {left}"
             time.sleep(0.005)
-        return time.monotonic() - since
+        print(f"nothing left after {time.monotonic() - since:.3f} s")  # -rP shows it
 
     def kill(self, *names: str) -> float:
         """SIGKILL them, first suspended so that none sees the other die; when that was done."""

@@ -83,30 +83,30 @@ def owner(folder, end=""):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGTERM, signal.SIGHUP])
-def test_nothing_is_left_two_seconds_after_the_owner_was_killed(folder, number, record_property):
+def test_nothing_is_left_two_seconds_after_the_owner_was_killed(folder, number):
     """L01, L04, L05, L08, L11."""
     with owner(folder) as process:
         (traces,) = traces_in(folder)
         process.send_signal(number)
-        record_property("gone_after_s", traces.gone_after_s(time.monotonic()))
+        traces.assert_gone(time.monotonic())
     until(lambda: not (folder / "notes" / "1.json").exists())
 
 
-def test_nothing_is_left_two_seconds_after_the_owner_left_by_the_back_door(folder, record_property):
+def test_nothing_is_left_two_seconds_after_the_owner_left_by_the_back_door(folder):
     """L06: ``os._exit`` runs no clean-up of the owner's own."""
     with owner(folder, "_exit"):
         (traces,) = traces_in(folder)
         left_at = until(lambda: (folder / "left_at").exists() and (folder / "left_at").read_text())
-        record_property("gone_after_s", traces.gone_after_s(float(left_at)))
+        traces.assert_gone(float(left_at))
 
 
-def test_a_forked_child_of_the_owner_keeps_no_engine_alive(folder, record_property):
+def test_a_forked_child_of_the_owner_keeps_no_engine_alive(folder):
     """L16: a fork without exec inherits the lifeline whatever its flags."""
     with owner(folder, "forked child lives on") as process:
         (traces,) = traces_in(folder)
         forked = psutil.Process(int(until(lambda: (folder / "forked").exists() and (folder / "forked").read_text())))
         process.kill()
-        record_property("gone_after_s", traces.gone_after_s(time.monotonic()))
+        traces.assert_gone(time.monotonic())
         assert forked.is_running()
         forked.kill()
 
@@ -126,12 +126,12 @@ def test_polite_signals_do_not_end_the_guardian(start, folder):
 
 
 @pytest.mark.parametrize("half", ["guardian", "witness"])
-def test_when_half_of_the_guardian_is_killed_the_other_ends_the_engine_at_once(start, folder, half, record_property):
+def test_when_half_of_the_guardian_is_killed_the_other_ends_the_engine_at_once(start, folder, half):
     """L09."""
     process = start()
     (traces,) = traces_in(folder)
     since = traces.kill(half)
-    record_property("gone_after_s", traces.gone_after_s(since))
+    traces.assert_gone(since)
     assert process.wait(PATIENCE_S) == -signal.SIGKILL
     assert process.lost_guardian == (half == "guardian")
 
@@ -252,12 +252,12 @@ def abandoned(folder):
     return traces, folder / "notes"
 
 
-def test_the_next_run_ends_what_was_left(abandoned, record_property):
+def test_the_next_run_ends_what_was_left(abandoned):
     """L10."""
     traces, notes = abandoned
     since = time.monotonic()
     (leftover,) = engine_state.reap_leftovers(notes)
-    record_property("gone_after_s", traces.gone_after_s(since))
+    traces.assert_gone(since)
     assert leftover.killed == tuple(sorted(traces.pids[name] for name in ("in_group", "escaped")))
     assert leftover.survivors == ()
     assert list(notes.iterdir()) == []

@@ -62,7 +62,9 @@ class Project:
             (self.path / name).write_text(textwrap.dedent(content))
 
     def run(self, *args: str, suites: str = "suites/") -> pytest.RunResult:
-        return self.pytester.runpytest_subprocess(suites, "-p", "no:randomly", *args)
+        """Run without plugins that no test here is about: hypothesis alone doubles the time of a start."""
+        without = [f"-pno:{name}" for name in ("randomly", "hypothesispytest", "anyio")]
+        return self.pytester.runpytest_subprocess(suites, *without, *args)
 
     @property
     def report(self) -> dict:

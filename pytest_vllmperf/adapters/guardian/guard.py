@@ -43,7 +43,7 @@ def guard(path: Path) -> None:
         processes={},
         shared_memory=set(),
     )
-    owners = _watch_parent()
+    owners = [fd for pid in (os.getppid(), *order["owners"]) for fd in _watch(pid)]
     alive, hold = os.pipe()
     guardian = os.fork()
     if guardian:
@@ -184,10 +184,10 @@ def _launch(command: Sequence[str], env: Mapping[str, str]) -> int:
     return pid
 
 
-def _watch_parent() -> list[int]:
-    """A descriptor that becomes readable when pytest ends, even while its forked children hold the lifeline."""
+def _watch(pid: int) -> list[int]:
+    """A descriptor that becomes readable when ``pid`` ends, even while its forked children hold the lifeline."""
     with contextlib.suppress(AttributeError, OSError):  # an old kernel or interpreter; the lifeline must do
-        return [os.pidfd_open(os.getppid())]
+        return [os.pidfd_open(pid)]
     return []
 
 

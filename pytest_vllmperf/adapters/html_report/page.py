@@ -19,6 +19,7 @@ from pytest_vllmperf.domain.report import headline
 from pytest_vllmperf.domain.units import format_quantity
 
 if TYPE_CHECKING:
+    from pytest_vllmperf.domain.evidence import Evidence
     from pytest_vllmperf.domain.report import EngineReport, Report
     from pytest_vllmperf.domain.summary import Summary
 
@@ -33,7 +34,8 @@ class EngineCard:
     """One engine.
 
     ``command`` is its launch as one could type it (to be read, as secrets are cut out), in pieces that
-    belong together; ``log_url`` is relative to the page, None for a log that does not lie beside it.
+    belong together; ``log_url`` is relative to the page, None for a log that does not lie beside it;
+    ``evidence`` is without what nobody asked for and is not there.
     """
 
     id: str
@@ -41,6 +43,7 @@ class EngineCard:
     kind: str
     command: tuple[str, ...]
     log_url: str | None
+    evidence: tuple[Evidence, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +116,7 @@ def _card(engine: EngineReport, place: int, folder: Path) -> EngineCard:
         kind=css_class(engine.state),
         command=tuple(_pieces([*(f"{name}={value}" for name, value in engine.env.items()), *engine.command])),
         log_url=_relative_url(engine.log_path, folder),
+        evidence=tuple(e for e in engine.evidence if e.requested is not None or e.state != "refuted"),
     )
 
 
