@@ -52,7 +52,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--vllmperf-report-dir",
         metavar="DIR",
-        help="Where report.json, report.md and engine logs go. Default: ini vllmperf_report_dir, else reports/latest.",
+        help="Where reports and engine logs go. Default: ini vllmperf_report_dir, else reports/latest.",
     )
     parser.addini("vllmperf_thresholds", "Thresholds file, relative to the root directory.", default="thresholds.toml")
     parser.addini("vllmperf_report_dir", "Report directory, relative to the root directory.", default="reports/latest")

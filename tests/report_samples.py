@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 
 from pytest_vllmperf.domain.environment import Environment, Gpu
+from pytest_vllmperf.domain.evidence import Evidence
 from pytest_vllmperf.domain.report import EngineReport, Report
 from pytest_vllmperf.domain.summary import Summary, metric_values
 from pytest_vllmperf.domain.thresholds import Limit, Outcome, Verdict
@@ -33,6 +34,17 @@ def samples(n, scale, seed=0):
     return (scale * np.random.default_rng(seed).lognormal(0.0, 0.4, n)).tolist()
 
 
+def evidence(optimisation, state, *, requested=None, value=None, proof="a line of the log"):
+    return Evidence(optimisation=optimisation, state=state, value=value, requested=requested, proof=proof, source="log")
+
+
+EVIDENCE = (
+    evidence("prefix caching", "confirmed", requested="on", value="on"),
+    evidence("KV cache dtype", "refuted", requested="fp8", value="auto", proof="the cache is in bfloat16"),
+    evidence("sleep mode", "refuted", proof="nobody asked"),
+)
+
+
 def engine(name, state="measured", reason=None, log_path=None):
     return EngineReport(
         name=name,
@@ -44,6 +56,8 @@ def engine(name, state="measured", reason=None, log_path=None):
         version="0.32.0" if state == "measured" else None,
         log_path=log_path,
         launches=0 if state == "skipped" else 1,
+        evidence=EVIDENCE if name == "baseline" else (),
+        warnings=("the engine's log warns of something",) if name == "baseline" else (),
     )
 
 
@@ -156,7 +170,7 @@ def troubled(log_folder="reports/latest/logs"):
     )
 
 
-FIXED = ("metric", "kind", "device", "outcome", "state", "started_at", "missing_name")
+FIXED = ("metric", "kind", "device", "outcome", "state", "source", "started_at")
 """Keys whose values are words of the program's own."""
 
 

@@ -185,6 +185,14 @@ def test_a_run_without_engines_says_that_nothing_was_measured(page):
     assert "Nothing was measured." in words
 
 
+def test_an_engine_shows_what_its_log_warned_of_and_what_was_proven_active(page):
+    words = page().words
+    assert "the engine's log warns of something" in words
+    assert "prefix caching on confirmed on a line of the log" in words
+    assert "KV cache dtype fp8 refuted, not as asked auto the cache is in bfloat16" in words
+    assert "sleep mode" not in words
+
+
 def test_a_log_beside_the_page_is_linked_and_one_elsewhere_is_named(page, tmp_path):
     parsed = page(sample.troubled(log_folder=str(tmp_path / "logs")))
     assert [t for t in parsed.attributes("a", "href") if t.startswith("./")] == ["./logs/baseline.log"]
