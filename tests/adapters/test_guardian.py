@@ -143,7 +143,7 @@ def test_an_engine_whose_guardian_was_killed_whole_ends_with_it_and_stopping_end
     traces.kill("guardian", "witness")
     assert process.wait(PATIENCE_S) == -signal.SIGKILL
     assert process.lost_guardian
-    until(lambda: not traces.alive("leader"))
+    until(lambda: not traces.alive("leader", "guardian", "witness"))
     assert traces.alive() == ["in_group", "escaped"]
     process.stop()
     assert traces.left() == []
@@ -247,7 +247,7 @@ def abandoned(folder):
         until((folder / "noted").exists)
         traces.processes["owner"] = psutil.Process(process.pid)
         traces.kill("owner", "guardian", "witness")
-    until(lambda: not traces.alive("leader"))
+    until(lambda: not traces.alive("leader", "owner", "guardian", "witness"))
     assert traces.alive() == ["in_group", "escaped"]
     return traces, folder / "notes"
 
