@@ -34,7 +34,7 @@ _SOCKET_ROOM = 50
 _START_S = 30.0
 """How long the guardian may take to start a command, on however busy a machine."""
 _ANSWER_S = 5.0
-_KILL_DEADLINE_S = 10.0
+_KILL_DEADLINE_S = 60.0
 """How long the guardian tries to kill; the margin above it is :data:`_ANSWER_S`."""
 _MODEL_PATH = re.compile(r"(/|\./|\.\./|~)")
 
@@ -66,12 +66,16 @@ def missing_model(model: str) -> Path | None:
 
 
 def launch_command(config: EngineConfig, *, port: int) -> tuple[str, ...]:
-    """The full command line. It never holds the API key: command lines are visible to everybody."""
+    """The full command line. It never holds the API key: command lines are visible to everybody.
+
+    A command that ends in ``serve`` is vLLM's own (several API servers need it) and takes the model as an argument.
+    """
     start = config.command or (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
     model = str(Path(config.model).expanduser()) if config.model.startswith("~") else config.model
     return (
         *start,
-        *("--model", model, "--served-model-name", config.model_name),
+        *((model,) if start[-1] == "serve" else ("--model", model)),
+        *("--served-model-name", config.model_name),
         *("--host", _LOOPBACK, "--port", str(port)),
         *flags(config.args),
     )

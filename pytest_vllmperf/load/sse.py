@@ -74,7 +74,9 @@ class _LineReader:
         self._after_cr = False
 
     def feed(self, piece: bytes) -> list[bytes]:
-        if self._after_cr and piece:
+        if not piece:
+            return []  # nothing arrived, so nothing changes: not even that an LF may still follow a CR
+        if self._after_cr:
             # The CR has already ended its line; an LF after it belongs to it.
             self._after_cr = False
             piece = piece[1:] if piece.startswith(b"\n") else piece

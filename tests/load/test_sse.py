@@ -45,6 +45,11 @@ def test_a_blank_line_split_between_cr_and_lf_ends_its_event_once_and_at_once() 
     assert list(event_data(pieces, flush=False)) == [(1, b"a"), (2, b"b")]
 
 
+def test_a_read_of_nothing_between_cr_and_lf_changes_nothing() -> None:
+    pieces = [(1, b"data: a\r"), (2, b""), (3, b"\n\r\n")]
+    assert list(event_data(pieces, flush=False)) == [(3, b"a")]
+
+
 def test_an_event_without_its_blank_line_counts_only_when_the_body_is_known_to_be_whole() -> None:
     assert _data(b"data: [DONE]") == []
     assert _data(b"data: [DONE]", flush=True) == [b"[DONE]"]

@@ -23,7 +23,8 @@ __all__ = [
     "task_of",
 ]
 
-KILL_DEADLINE_S = 10.0
+KILL_DEADLINE_S = 60.0
+"""The kernel needs seconds to take back tens of GiB of pinned memory from a killed process."""
 POLL_S = 0.005
 
 
