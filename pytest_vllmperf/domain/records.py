@@ -47,8 +47,8 @@ class RequestRecord:
         first_byte_ns: When the first byte of the body arrived (TTFB).
         event_ns: Arrival of each event that carried text or tokens; role-only, usage and finish
             events are not among them.
-        event_tokens: Output tokens carried by each of those events; None where the server did
-            not send usage with every event.
+        event_tokens: Output tokens carried by each of those events; None where events are fewer than tokens
+            and the server did not send usage with every one.
         ended_ns: When the request was over, for whatever reason.
         input_tokens: Prompt tokens by the server's usage; None where it sent none.
         output_tokens: Generated tokens by the server's usage; never guessed.

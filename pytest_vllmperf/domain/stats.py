@@ -26,7 +26,7 @@ def reduce_samples(samples: Sequence[float], statistic: str) -> float | None:
     return float(np.quantile(samples, quantile))
 
 
-def peak_window_rate(at_ns: Sequence[int], amounts: Sequence[int], *, window_ns: int = 1_000_000_000) -> float | None:
+def peak_window_rate(at_ns: Sequence[int], amounts: Sequence[float], *, window_ns: int = 1_000_000_000) -> float | None:
     """Largest amount per second in any window of ``window_ns``, sliding from event to event.
 
     ``at_ns`` need not be sorted. None when the events span less than one window: a rate over a
@@ -38,7 +38,7 @@ def peak_window_rate(at_ns: Sequence[int], amounts: Sequence[int], *, window_ns:
     times = np.asarray(at_ns, dtype=np.int64)[order]
     if times[-1] - times[0] < window_ns:
         return None
-    cumulative = np.concatenate([[0], np.cumsum(np.asarray(amounts, dtype=np.int64)[order])])
+    cumulative = np.concatenate([[0], np.cumsum(np.asarray(amounts, dtype=np.float64)[order])])
     ends = np.searchsorted(times, times + window_ns, side="left")
     best = np.max(cumulative[ends] - cumulative[np.arange(len(times))])
     return float(best) * 1e9 / window_ns

@@ -234,11 +234,16 @@ def _throughput(done: Sequence[RequestRecord], window_s: float | None) -> tuple[
 
 
 def _peak(done: Sequence[RequestRecord]) -> tuple[float | None, str]:
-    if any(r.event_tokens is None for r in done):
-        return None, "the server sent no usage with every event"
+    """The best second. A request whose events carry unknown shares of its tokens counts them evenly spread."""
+    if any(r.output_tokens is None for r in done):
+        return None, "the server sent no usage"
     at = [t for r in done for t in r.event_ns]
-    amounts = [n for r in done for n in r.event_tokens or ()]
+    amounts = [n for r in done for n in r.event_tokens or _spread(r)]
     return peak_window_rate(at, amounts), "shorter than one 1 s window" if done else "no completed request"
+
+
+def _spread(record: RequestRecord) -> list[float]:
+    return [(record.output_tokens or 0) / len(record.event_ns)] * len(record.event_ns)
 
 
 def _goodput(

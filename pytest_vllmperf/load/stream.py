@@ -76,7 +76,7 @@ class _Reading:
 
     event_ns: list[int] = field(default_factory=list)
     event_tokens: list[int] = field(default_factory=list)
-    usage_on_each: bool = True
+    told: int = 0
     events: int = 0
     input_tokens: int | None = None
     output_tokens: int | None = None
@@ -101,7 +101,7 @@ class _Reading:
         if carries:
             self.event_ns.append(stamp)
             self.event_tokens.append((after or 0) - before)
-            self.usage_on_each = self.usage_on_each and after is not None
+            self.told += after is not None
 
     def _take_usage(self, usage: _Usage | None) -> int | None:
         if usage is None:
@@ -115,8 +115,13 @@ class _Reading:
         return usage.completion_tokens
 
     def exact_event_tokens(self) -> tuple[int, ...] | None:
-        """Tokens of each event; None unless every event told, and they add up to the total."""
-        counted = self.usage_on_each and min(self.event_tokens, default=0) >= 0
+        """Tokens of each event, None where unknown.
+
+        Known when every event told and they add up, or when none told and as many tokens as events leave one for each.
+        """
+        if not self.told and len(self.event_ns) == self.output_tokens:
+            return (1,) * len(self.event_ns)
+        counted = self.told == len(self.event_ns) and min(self.event_tokens, default=0) >= 0
         return tuple(self.event_tokens) if counted and sum(self.event_tokens) == self.output_tokens else None
 
 

@@ -74,7 +74,7 @@ def test_a_completions_request_asks_for_an_exact_stream_of_token_ids() -> None:
         "ignore_eos": True,
         "temperature": 0,
         "stream": True,
-        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        "stream_options": {"include_usage": True},
     }
 
 

@@ -93,6 +93,12 @@ def test_event_tokens_are_unknown_unless_every_event_told() -> None:
     assert record.output_tokens == 2
 
 
+def test_as_many_tokens_as_events_leave_one_for_each() -> None:
+    record = read(event("a"), event("b", finish="length"), usage(2), DONE)
+    assert record.event_tokens == (1, 1)
+    assert read(event("a"), event("b", finish="length"), usage(3), DONE).event_tokens is None
+
+
 def test_event_tokens_are_unknown_when_they_do_not_add_up() -> None:
     assert read(event("a", used=1, finish="length"), usage(2), DONE).event_tokens is None
     backwards = read(event("a", used=5), event("b", used=2, finish="length"), DONE)

@@ -220,6 +220,12 @@ def test_the_peak_needs_a_second_of_events() -> None:
     assert summary_of(load_run(long)).metrics["peak_output_throughput"].value == 10.0
 
 
+def test_tokens_of_unknown_place_count_evenly_spread_in_the_peak() -> None:
+    long = answered(events_ms=tuple(range(0, 2500, 100)), tokens=(1,) * 25)
+    coalesced = replace(long, event_tokens=None, output_tokens=50)
+    assert summary_of(load_run(coalesced)).metrics["peak_output_throughput"].value == 20.0
+
+
 @pytest.mark.parametrize(
     ("level", "met"),
     [
