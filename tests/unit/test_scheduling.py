@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +42,7 @@ class Node:
         self.gateway = SimpleNamespace(id=f"gw{id(self)}")
         self.shutting_down = False
         self.sent = []
+        self.gateway = SimpleNamespace(id="gw")
 
     def send_runtest_some(self, indices):
         self.sent.extend(indices)
