@@ -36,6 +36,8 @@ _START_S = 30.0
 _ANSWER_S = 5.0
 _KILL_DEADLINE_S = 60.0
 """How long the guardian tries to kill; the margin above it is :data:`_ANSWER_S`."""
+_REAP_S = 90.0
+"""More than the reaper itself takes at most."""
 _MODEL_PATH = re.compile(r"(/|\./|\.\./|~)")
 
 
@@ -262,7 +264,8 @@ class EngineProcess:
             self._kill_guardian()
         if self._state_path.exists() and not self._survivors:
             reaper = (sys.executable, "-I", "-S", str(_GUARDIAN), "reap", str(self._state_path))
-            subprocess.run(reaper, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the next run tries again
+                subprocess.run(reaper, stdin=subprocess.DEVNULL, capture_output=True, timeout=_REAP_S, check=False)
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _kill_guardian(self) -> None:

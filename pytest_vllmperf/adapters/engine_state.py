@@ -18,7 +18,8 @@ __all__ = ["Leftover", "new_state_path", "reap_leftovers", "runtime_directory"]
 
 _GUARDIAN = Path(__file__).with_name("guardian")
 _NAME = "pytest-vllmperf"
-_REAP_S = 60.0
+_REAP_S = 90.0
+"""More than the reaper itself takes at most, which is the time it gives the kernel to end what it killed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,8 +107,13 @@ def test_the_command_holds_model_address_and_flags():
 
 
 def test_a_command_of_ones_own_gets_the_same_flags():
+    command = launch_command(config(command=("python", "server.py"), served_model_name="m"), port=1)
+    assert command[:6] == ("python", "server.py", "--model", "org/model", "--served-model-name", "m")
+
+
+def test_vllm_serve_takes_the_model_as_an_argument():
     command = launch_command(config(command=("vllm", "serve"), served_model_name="m"), port=1)
-    assert command[:6] == ("vllm", "serve", "--model", "org/model", "--served-model-name", "m")
+    assert command[:5] == ("vllm", "serve", "org/model", "--served-model-name", "m")
 
 
 def test_a_model_under_home_is_given_in_full(monkeypatch):
