@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,17 @@ from pytest_vllmperf.stash import SESSION, STATE
 if TYPE_CHECKING:
     from pytest_vllmperf.session import Session
 
-__all__ = ["announcement", "check_before_launch", "engine_of", "order_by_engine", "parametrize"]
+__all__ = [
+    "announcement",
+    "check_before_launch",
+    "engine_of",
+    "is_rerun",
+    "order_by_engine",
+    "parametrize",
+    "resume_comparison",
+    "split_by_workload",
+    "why_no_reruns",
+]
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
@@ -60,8 +71,51 @@ def order_by_engine(items: list[pytest.Item], session: Session) -> None:
     items.sort(key=lambda item: place.get(engine_of(item) or "", 0))
 
 
-def check_before_launch(config: pytest.Config) -> None:
+def split_by_workload(items: list[pytest.Item], session: Session) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """Tests to run and tests to leave out, by ``--vllmperf-workload``, as far as collecting can tell.
+
+    It can where a marker ``vllm_workload``, a parameter called ``workload``, a quality task or the start-up fixture
+    names the workload. Every other test runs, and is skipped once it asks for one that is not selected.
+    """
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        named = _workloads_of(item) if engine_of(item) else set()
+        (kept if not named or any(session.selects(name) for name in named) else left_out).append(item)
+    return kept, left_out
+
+
+def _workloads_of(item: pytest.Item) -> set[str]:
+    marker = item.get_closest_marker("vllm_workload")
+    if marker:
+        return set(marker.args)
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    named = {params[name] for name in ("workload", "vllm_quality_task") if isinstance(params.get(name), str)}
+    fixtures = set(getattr(item, "fixturenames", ()))
+    starts = "vllm_start_up" in fixtures and not fixtures & {"vllm_measure", "vllm_evaluate"}
+    return named or ({"startup"} if starts else set())
+
+
+def is_rerun(item: pytest.Item) -> bool:
+    """Whether pytest-rerunfailures would run this test again after a failure."""
+    config = item.config
+    if not config.pluginmanager.has_plugin("rerunfailures"):
+        return False
+    return bool(config.getoption("reruns", None)) or item.get_closest_marker("flaky") is not None
+
+
+def why_no_reruns(nodeid: str) -> str:
+    """What to tell whoever wants a judged test repeated."""
+    return (
+        f"{nodeid} uses an engine, and pytest-rerunfailures would run it again until it passes: a limit tried often "
+        "enough is always met; remove --reruns or the flaky marker, or use -p no:rerunfailures"
+    )
+
+
+def check_before_launch(config: pytest.Config, items: Sequence[pytest.Item] = ()) -> None:
     """Check everything the user wrote, and note whether only a part of it was selected.
+
+    ``items`` are the tests, where this process has them: the controller of pytest-xdist has not.
 
     Raises:
         pytest.UsageError: Something is wrong, or history cannot be kept.
@@ -69,7 +123,10 @@ def check_before_launch(config: pytest.Config) -> None:
     from pytest_vllmperf.errors import ConfigError
 
     run, state = config.stash[SESSION], config.stash[STATE]
-    if run.options.engines or config.option.keyword or config.option.markexpr:
+    for item in items:
+        if engine_of(item) and is_rerun(item):
+            raise pytest.UsageError(why_no_reruns(item.nodeid))
+    if run.options.engines or run.options.workloads or config.option.keyword or config.option.markexpr:
         state.partial = "only a part was selected"
     if any(not (config.invocation_params.dir / arg.split("::")[0]).is_dir() for arg in config.args):
         state.partial = "only some files were selected"
@@ -84,12 +141,21 @@ def check_before_launch(config: pytest.Config) -> None:
         state.checked = True
 
 
+def resume_comparison(config: pytest.Config) -> None:
+    """Let pytest-benchmark compare as ever in a run that uses no engine."""
+    from pytest_vllmperf.adapters import history
+
+    history.resume_comparison(config, config.stash[STATE].comparison)
+
+
 def _prepare_history(config: pytest.Config) -> None:
     from pytest_vllmperf.adapters import history
     from pytest_vllmperf.errors import HistoryError
 
     try:
         history.prepare(config)
+        history.store_by_hardware(config, config.stash[SESSION].environment.hardware)
+        history.resume_comparison(config, config.stash[STATE].comparison)
     except HistoryError as error:
         raise pytest.UsageError(str(error)) from error
 

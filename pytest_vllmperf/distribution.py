@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllmperf.collection import announcement, check_before_launch, engine_of
+from pytest_vllmperf.collection import (
+    announcement,
+    check_before_launch,
+    engine_of,
+    is_rerun,
+    resume_comparison,
+    why_no_reruns,
+)
 from pytest_vllmperf.scheduling import engine_in, make_scheduler
 from pytest_vllmperf.stash import SESSION, STATE
 
@@ -54,9 +61,14 @@ class Distribution:
     def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
         """Check and announce with the first worker's tests, before any is handed out."""
         engines = self.config.stash[SESSION].engines
-        if self.asked or not any(engine_in(nodeid, engines) for nodeid in ids):
+        if self.asked:
             return
         self.asked = True
+        if not any(engine_in(nodeid, engines) for nodeid in ids):
+            resume_comparison(self.config)
+            return
+        if self.config.pluginmanager.has_plugin("rerunfailures") and self.config.getoption("reruns", None):
+            raise pytest.UsageError(why_no_reruns(next(nodeid for nodeid in ids if engine_in(nodeid, engines))))
         _refuse_other_modes(self.config)
         check_before_launch(self.config)
         terminal: Any = self.config.pluginmanager.get_plugin("terminalreporter")
@@ -102,6 +114,8 @@ def check_scheduled(item: pytest.Item, session: Session) -> None:
 
     Running it would launch its engine a second time.
     """
+    if engine_of(item) and is_rerun(item):
+        pytest.fail(why_no_reruns(item.nodeid), pytrace=False)
     wanted, scheduled = engine_of(item), engine_in(item.nodeid, session.engines)
     if wanted is not None and wanted != scheduled:
         pytest.fail(

@@ -10,6 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_vllmperf.domain.report import EngineReport, Report
+    from pytest_vllmperf.domain.summary import Summary
     from pytest_vllmperf.domain.thresholds import Verdict
     from pytest_vllmperf.session import Session
 
@@ -52,7 +53,7 @@ def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts
     directory = run.options.report_directory
     writers.write_json(report, directory / "report.json")
     writers.write_markdown(report, directory / "report.md")
-    history.record(config, report.summaries, extra=_history_extra(report))
+    history.record(config, report.summaries, extra=_history_extra(report, run))
     earlier = history.earlier_runs(config, at_most=_RUNS_SHOWN)
     html_report.write_html(report, directory / "index.html", history=earlier.runs, notes=earlier.warnings)
     config.hook.pytest_vllmperf_report(config=config, report=report)
@@ -160,7 +161,11 @@ def _report(
     )
 
 
-def _history_extra(report: Report) -> dict[str, object]:
+_SOUND = (0, 11, 12)
+"""Exit codes of runs that measured to the end and missed nothing: fine, inconclusive, nothing judged."""
+
+
+def _history_extra(report: Report, run: Session) -> dict[str, object]:
     here = report.environment
     return {
         "hardware": here.hardware,
@@ -168,5 +173,25 @@ def _history_extra(report: Report) -> dict[str, object]:
         "commit": here.commit,
         "started_at": report.started_at,
         "exit_code": report.exit_code,
+        "quick": run.options.quick,
+        "baseline": report.exit_code in _SOUND and not run.options.quick,
+        "fingerprints": {f"{s.engine}/{s.workload}": _fingerprint(run, s) for s in report.summaries},
         "outcomes": {f"{v.engine}/{v.workload}::{v.metric}": str(v.outcome) for v in report.verdicts},
     }
+
+
+def _fingerprint(run: Session, summary: Summary) -> str:
+    """Equal for measurements of one configuration and workload on one kind of hardware, whatever vLLM's version."""
+    import hashlib
+    import json
+
+    here = run.environment
+    engine = run.engines[summary.engine].on(here.device)
+    what = {
+        "hardware": [here.hardware, here.cores if here.device == "cpu" else engine.gpus],
+        "engine": [engine.model_name, dict(engine.args), dict(engine.env), engine.command],
+        "workload": [summary.workload, summary.description],
+        "shares_cpu": run.options.share_cpu,
+    }
+    text = json.dumps(what, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.quality import QualityTask
     from pytest_vllmperf.domain.summary import Summary
     from pytest_vllmperf.domain.workload import Workload
-    from pytest_vllmperf.session import Evidence
+    from pytest_vllmperf.session import Evidence, Session
 
 
 def _evidence(node: pytest.Item) -> Evidence:
@@ -58,15 +58,12 @@ def vllm_measure(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> C
     session = request.config.stash[SESSION]
 
     def measure_once(workload: str | Workload) -> Summary:
-        from pytest_vllmperf.measurement import measure
-
         asked = session.workload(workload)
+        _skip_unselected(session, asked.name)
         key = (vllm_engine.name, asked.name)
         if key not in session.measured:
             session.pool.ensure_alive(vllm_engine.name)
-            session.measured[key] = measure(
-                vllm_engine, asked, gpu_uuids=session.pool.gpu_uuids(vllm_engine.name), progress=session.progress
-            )
+            session.measured[key] = _measured(session, vllm_engine, asked)
         summary = _taken(request.node, session.measured[key])
         if summary.failures:  # was it the engine? Then its own last words say more than the client's
             session.pool.ensure_alive(vllm_engine.name)
@@ -80,6 +77,7 @@ def vllm_start_up(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> 
     """How the engine's launch went: ``time_to_ready`` and ``first_request_ttft``."""
     from pytest_vllmperf.measurement import start_up_summary
 
+    _skip_unselected(request.config.stash[SESSION], "startup")
     return _taken(request.node, start_up_summary(vllm_engine))
 
 
@@ -98,6 +96,7 @@ def vllm_evaluate(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> 
         from pytest_vllmperf.evaluation import evaluate
 
         asked = session.quality_task(task)
+        _skip_unselected(session, asked.name)
         key = (vllm_engine.name, asked.name)
         if key not in session.measured:
             session.pool.ensure_alive(vllm_engine.name)
@@ -136,6 +135,28 @@ def vllm_check(request: pytest.FixtureRequest) -> Callable[..., None]:
             pytest.fail(message, pytrace=False)
 
     return check
+
+
+def _measured(session: Session, engine: EngineHandle, workload: Workload) -> Summary:
+    """One measurement, with fewer requests and marked so where ``--vllmperf-quick`` asks for it."""
+    from dataclasses import replace
+
+    from pytest_vllmperf.measurement import measure, quick_form
+
+    whole = workload.on(engine.device)
+    asked = quick_form(whole) if session.options.quick else whole
+    summary = measure(engine, asked, gpu_uuids=session.pool.gpu_uuids(engine.name), progress=session.progress)
+    if not session.options.quick:
+        return summary
+    note = f"quick run: {asked.requests} of {whole.requests} requests (--vllmperf-quick), no baseline"
+    return replace(summary, warnings=(*summary.warnings, note))
+
+
+def _skip_unselected(session: Session, workload: str) -> None:
+    if not session.selects(workload):
+        pytest.skip(
+            f"workload {workload!r} is not selected (--vllmperf-workload={','.join(session.options.workloads)})"
+        )
 
 
 def _taken(node: pytest.Item, summary: Summary) -> Summary:

@@ -14,7 +14,7 @@ from pytest_vllmperf.domain.records import LoadRun, MemorySample, ServerCounters
 from pytest_vllmperf.domain.summary import Summary, summarize
 from pytest_vllmperf.domain.workload import Workload
 
-__all__ = ["Watch", "measure", "prompt_seed", "resolved", "start_up_summary", "token_range", "warm_up_of"]
+__all__ = ["Watch", "measure", "prompt_seed", "quick_form", "resolved", "start_up_summary", "token_range", "warm_up_of"]
 
 Progress = Callable[[str], None]
 
@@ -134,6 +134,15 @@ def warm_up_of(workload: Workload) -> Workload:
         max_concurrency=slots,
         output_tokens=min(workload.output_tokens, _WARM_UP_TOKENS),
     )
+
+
+_QUICK_SHARE = 5
+
+
+def quick_form(workload: Workload) -> Workload:
+    """``workload`` with a fifth of its requests, but at least one for each slot: the load keeps its shape."""
+    fewer = max(-(-workload.requests // _QUICK_SHARE), workload.max_concurrency or 1)
+    return replace(workload, requests=min(workload.requests, fewer))
 
 
 def prompt_seed(workload: Workload, part: str) -> int:

@@ -27,6 +27,19 @@ def add_options(parser: pytest.Parser) -> None:
         help="Measure only this engine of the matrix (repeatable).",
     )
     group.addoption(
+        "--vllmperf-workload",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="Measure only this workload, quality task or 'startup'; tests of others are skipped (repeatable).",
+    )
+    group.addoption(
+        "--vllmperf-quick",
+        action="store_true",
+        help="Send a fifth of each workload's requests (one for each slot at least). Such results are marked, and are "
+        "never a baseline.",
+    )
+    group.addoption(
         "--vllmperf-thresholds",
         metavar="FILE",
         help="Limits to judge by. Default: ini vllmperf_thresholds, else thresholds.toml in the root directory.",
@@ -77,6 +90,8 @@ def session_of(config: pytest.Config) -> Session:
             thresholds_path=_path(config, "--vllmperf-thresholds", "vllmperf_thresholds"),
             report_directory=_path(config, "--vllmperf-report-dir", "vllmperf_report_dir"),
             engines=wanted,
+            workloads=tuple(config.getoption("--vllmperf-workload")),
+            quick=config.getoption("--vllmperf-quick"),
             record_only=config.getoption("--vllmperf-record-only"),
             require_gpu=_require_gpu(config, [engines[n].requires for n in wanted if n in engines]),
             share_cpu=config.getoption("--vllmperf-share-cpu"),
@@ -87,6 +102,7 @@ def session_of(config: pytest.Config) -> Session:
         progress=_Progress(config),
     )
     _ = session.selected_engines  # a wrong --vllmperf-engine is told now
+    session.check_selected_workloads()
     return session
 
 

@@ -55,6 +55,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[SESSION] = session_of(config)
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from error
+    config.addinivalue_line("markers", "vllm_workload(*names): what this test measures, for --vllmperf-workload.")
+    from pytest_vllmperf.adapters import history
+
+    config.stash[STATE].comparison = history.postpone_comparison(config)
     config.stash[SESSION].limits_sent = limits_from_controller(config)
     if config.pluginmanager.has_plugin("xdist") and not is_worker(config):
         config.pluginmanager.register(Distribution(config), "vllmperf-distribution")
@@ -84,6 +88,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     session = config.stash.get(SESSION, None)
     if session is None:
         return
+    items[:], left_out = collection.split_by_workload(items, session)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
     collection.order_by_engine(items, session)
     config.stash[STATE].uses_engines = any(collection.engine_of(item) for item in items)
 
@@ -107,8 +114,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     The controller does so for its workers.
     """
     state = session.config.stash.get(STATE, None)
-    if state is not None and state.uses_engines and not is_worker(session.config):
-        collection.check_before_launch(session.config)
+    if state is None or is_worker(session.config):
+        return
+    if state.uses_engines:
+        collection.check_before_launch(session.config, session.items)
+    else:
+        collection.resume_comparison(session.config)
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:

@@ -42,6 +42,8 @@ class Options:
     thresholds_path: Path
     report_directory: Path
     engines: tuple[str, ...]
+    workloads: tuple[str, ...]
+    quick: bool
     record_only: bool
     require_gpu: bool
     share_cpu: bool
@@ -211,6 +213,23 @@ class Session:
     def pool_started(self) -> bool:
         """True once anything was launched."""
         return "pool" in self.__dict__
+
+    def check_selected_workloads(self) -> None:
+        """Check the names given by ``--vllmperf-workload``.
+
+        Raises:
+            WorkloadError: One is no workload, no quality task and not ``startup``.
+        """
+        for name in self.options.workloads:
+            if name not in (*self.workloads, *self.tasks, "startup"):
+                raise WorkloadError(
+                    f"--vllmperf-workload={name}: no such workload; known: "
+                    f"{', '.join((*self.workloads, *self.tasks, 'startup'))}"
+                )
+
+    def selects(self, workload: str) -> bool:
+        """Whether ``--vllmperf-workload`` leaves this workload, task or ``startup`` in the run."""
+        return not self.options.workloads or workload in self.options.workloads
 
     def workload(self, workload: str | Workload) -> Workload:
         """Look a workload up by name, or take one as it is.

@@ -24,6 +24,7 @@ class RunState:
         partial: Why limits of unselected tests are not expected to be judged; None for a whole run.
         ordinary_failures: Tests and collectors that failed for another reason than a limit.
         internal_error: pytest itself broke, here or in a worker.
+        comparison: What ``--benchmark-compare`` was given, kept until the hardware is known.
         report: The finished report.
     """
 
@@ -32,6 +33,7 @@ class RunState:
     partial: str | None = None
     ordinary_failures: int = 0
     internal_error: bool = False
+    comparison: str | bool | None = None
     report: Report | None = None
 
 

@@ -14,12 +14,15 @@ to its session as ``Metadata`` objects, right before it saves: from then on its 
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +31,6 @@ from pytest_vllmperf.domain.report import plain
 from pytest_vllmperf.errors import HistoryError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pytest_vllmperf.domain.summary import MetricValue, Summary
 
 __all__ = [
@@ -37,9 +38,12 @@ __all__ = [
     "StoredRun",
     "StoredRuns",
     "earlier_runs",
+    "postpone_comparison",
     "prepare",
     "pytest_benchmark_scale_unit",
     "record",
+    "resume_comparison",
+    "store_by_hardware",
     "stored_runs",
 ]
 
@@ -65,6 +69,45 @@ def prepare(config: Any) -> None:
         config.pluginmanager.register(_hooks(), _HOOKS_NAME)
 
 
+def postpone_comparison(config: Any) -> str | bool | None:
+    """Take ``--benchmark-compare`` away before pytest-benchmark acts on it, and return what it was given.
+
+    Call it in a ``pytest_configure`` that is not trylast. What to compare with depends on the hardware, which
+    is not looked at before tests are collected; :func:`resume_comparison` gives it back.
+    """
+    given: str | bool | None = getattr(config.option, "benchmark_compare", None)
+    if given:
+        config.option.benchmark_compare = None
+    return given
+
+
+def resume_comparison(config: Any, given: str | bool | None) -> None:
+    """Load what ``--benchmark-compare`` asked for, from where :func:`store_by_hardware` points by now."""
+    session = getattr(config, "_benchmarksession", None)
+    if given and session is not None and not session.compare:
+        config.option.benchmark_compare = session.compare = given
+        session.handle_loading()
+
+
+def store_by_hardware(config: Any, hardware: str) -> None:
+    """Keep this run in a folder named after the hardware; two runs that end at once save one after the other.
+
+    pytest-benchmark's own folders tell operating systems and Python versions apart, but no GPUs.
+    """
+    session = getattr(config, "_benchmarksession", None)
+    if session is None or not isinstance(getattr(session.storage, "path", None), Path):
+        return  # a server such as Elasticsearch keeps machines apart, and writers too
+    session.machine_id = session.storage.default_machine_id = re.sub(r"[^A-Za-z0-9_.-]+", "-", hardware).strip("-.")
+    save = session.storage.save
+
+    def save_alone(output_json: Any, name: str) -> None:
+        with (session.storage.path / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the next free number is looked up inside
+            save(output_json, name)
+
+    session.storage.save = save_alone
+
+
 def record(config: Any, summaries: Sequence[Summary], *, extra: Mapping[str, object]) -> None:
     """Append every metric of ``summaries`` to pytest-benchmark's session, to be saved with raw samples.
 
@@ -74,7 +117,8 @@ def record(config: Any, summaries: Sequence[Summary], *, extra: Mapping[str, obj
     with a sample that is not finite, are left out: pytest-benchmark cannot hold None.
 
     ``extra`` is stored with every metric. Its ``outcomes``, a mapping from
-    ``<engine>/<workload>::<metric>`` to an outcome, is narrowed to the metric's own.
+    ``<engine>/<workload>::<metric>`` to an outcome, is narrowed to the metric's own; of its ``fingerprints``,
+    a mapping from ``<engine>/<workload>``, the measurement's own is kept as ``fingerprint``.
 
     Raises:
         HistoryError: pytest-benchmark is not active, or its insides are not as known.
@@ -168,6 +212,9 @@ def _extra_info(
         "invalid": summary.invalid,
         "n": value.n,
     }
+    fingerprints = info.pop("fingerprints", None)
+    if isinstance(fingerprints, Mapping):
+        info["fingerprint"] = fingerprints.get(f"{summary.engine}/{summary.workload}")
     safe = plain(info)
     return safe if isinstance(safe, dict) else {}
 
@@ -278,6 +325,11 @@ class StoredMetric:
     workload: str
     samples: tuple[float, ...]
     extra_info: Mapping[str, object]
+
+    @property
+    def usable_as_baseline(self) -> bool:
+        """True for a sound value of a whole run that did not fail, break off or measure quickly."""
+        return self.extra_info.get("baseline") is True and not self.extra_info.get("invalid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
