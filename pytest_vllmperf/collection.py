@@ -143,19 +143,19 @@ def check_before_launch(config: pytest.Config, items: Sequence[pytest.Item] = ()
 
 def resume_comparison(config: pytest.Config) -> None:
     """Let pytest-benchmark compare as ever in a run that uses no engine."""
-    from pytest_vllmperf.adapters import history
+    from pytest_vllmperf.adapters import benchmark_storage
 
-    history.resume_comparison(config, config.stash[STATE].comparison)
+    benchmark_storage.resume_comparison(config, config.stash[STATE].comparison)
 
 
 def _prepare_history(config: pytest.Config) -> None:
-    from pytest_vllmperf.adapters import history
+    from pytest_vllmperf.adapters import benchmark_storage, history
     from pytest_vllmperf.errors import HistoryError
 
     try:
         history.prepare(config)
-        history.store_by_hardware(config, config.stash[SESSION].environment.hardware)
-        history.resume_comparison(config, config.stash[STATE].comparison)
+        benchmark_storage.store_by_hardware(config, config.stash[SESSION].environment.hardware)
+        benchmark_storage.resume_comparison(config, config.stash[STATE].comparison)
     except HistoryError as error:
         raise pytest.UsageError(str(error)) from error
 
@@ -166,6 +166,7 @@ def announcement(config: pytest.Config) -> list[str]:
     engines = ", ".join(session.selected_engines)
     if config.option.collectonly:
         return [f"vllmperf: engines {engines}"]
+    quick = ["vllmperf: quick: a fifth of the requests; these results are no baseline"] * session.options.quick
     here = session.environment
     shown = [n for n in ("vllm", "torch", "transformers", "lm-eval") if n in here.packages]
     limits = sum(len(t.limits) for t in session.thresholds.tables)
@@ -175,6 +176,7 @@ def announcement(config: pytest.Config) -> list[str]:
         + ", ".join(f"{name} {here.packages[name]}" for name in shown),
         f"vllmperf: engines {engines}; {limits} limits from {_shown(config, source)}",
         f"vllmperf: report {_shown(config, session.options.report_directory)}; history .benchmarks",
+        *quick,
     ]
 
 

@@ -56,9 +56,9 @@ def pytest_configure(config: pytest.Config) -> None:
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from error
     config.addinivalue_line("markers", "vllm_workload(*names): what this test measures, for --vllmperf-workload.")
-    from pytest_vllmperf.adapters import history
+    from pytest_vllmperf.adapters import benchmark_storage
 
-    config.stash[STATE].comparison = history.postpone_comparison(config)
+    config.stash[STATE].comparison = benchmark_storage.postpone_comparison(config)
     config.stash[SESSION].limits_sent = limits_from_controller(config)
     if config.pluginmanager.has_plugin("xdist") and not is_worker(config):
         config.pluginmanager.register(Distribution(config), "vllmperf-distribution")

@@ -14,15 +14,12 @@ to its session as ``Metadata`` objects, right before it saves: from then on its 
 
 from __future__ import annotations
 
-import fcntl
 import importlib
 import itertools
 import math
-import re
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +28,8 @@ from pytest_vllmperf.domain.report import plain
 from pytest_vllmperf.errors import HistoryError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pytest_vllmperf.domain.summary import MetricValue, Summary
 
 __all__ = [
@@ -38,12 +37,9 @@ __all__ = [
     "StoredRun",
     "StoredRuns",
     "earlier_runs",
-    "postpone_comparison",
     "prepare",
     "pytest_benchmark_scale_unit",
     "record",
-    "resume_comparison",
-    "store_by_hardware",
     "stored_runs",
 ]
 
@@ -67,45 +63,6 @@ def prepare(config: Any) -> None:
         )
     if not config.pluginmanager.has_plugin(_HOOKS_NAME):
         config.pluginmanager.register(_hooks(), _HOOKS_NAME)
-
-
-def postpone_comparison(config: Any) -> str | bool | None:
-    """Take ``--benchmark-compare`` away before pytest-benchmark acts on it, and return what it was given.
-
-    Call it in a ``pytest_configure`` that is not trylast. What to compare with depends on the hardware, which
-    is not looked at before tests are collected; :func:`resume_comparison` gives it back.
-    """
-    given: str | bool | None = getattr(config.option, "benchmark_compare", None)
-    if given:
-        config.option.benchmark_compare = None
-    return given
-
-
-def resume_comparison(config: Any, given: str | bool | None) -> None:
-    """Load what ``--benchmark-compare`` asked for, from where :func:`store_by_hardware` points by now."""
-    session = getattr(config, "_benchmarksession", None)
-    if given and session is not None and not session.compare:
-        config.option.benchmark_compare = session.compare = given
-        session.handle_loading()
-
-
-def store_by_hardware(config: Any, hardware: str) -> None:
-    """Keep this run in a folder named after the hardware; two runs that end at once save one after the other.
-
-    pytest-benchmark's own folders tell operating systems and Python versions apart, but no GPUs.
-    """
-    session = getattr(config, "_benchmarksession", None)
-    if session is None or not isinstance(getattr(session.storage, "path", None), Path):
-        return  # a server such as Elasticsearch keeps machines apart, and writers too
-    session.machine_id = session.storage.default_machine_id = re.sub(r"[^A-Za-z0-9_.-]+", "-", hardware).strip("-.")
-    save = session.storage.save
-
-    def save_alone(output_json: Any, name: str) -> None:
-        with (session.storage.path / ".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the next free number is looked up inside
-            save(output_json, name)
-
-    session.storage.save = save_alone
 
 
 def record(config: Any, summaries: Sequence[Summary], *, extra: Mapping[str, object]) -> None:
