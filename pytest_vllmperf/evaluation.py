@@ -135,7 +135,7 @@ def _ask(
     model = RecordingChatModel(
         base_url=engine.base_url,
         model=engine.model_name,
-        api_key=engine.api_key,
+        api_key=engine.api_key or "",
         doc_ids=doc_ids,
         max_concurrency=task.max_concurrency,
         max_gen_toks=task.max_gen_toks,

@@ -172,7 +172,8 @@ def start_up_summary(engine: EngineHandle) -> Summary:
 
     start = engine.start_up
     cold = {True: "cold: compile cache built", False: "warm: compile cache found", None: "nothing compiled"}[start.cold]
-    ready_s = start.time_to_ready_ns * 1e-9
+    ready_s = None if start.time_to_ready_ns is None else start.time_to_ready_ns * 1e-9
+    first_s = None if start.first_request_ttft_ns is None else start.first_request_ttft_ns * 1e-9
     return Summary(
         engine=engine.name,
         workload="startup",
@@ -182,10 +183,11 @@ def start_up_summary(engine: EngineHandle) -> Summary:
         requests=1,
         completed=1,
         failures={},
-        duration_s=ready_s,
+        duration_s=ready_s or 0.0,
         metrics=metric_values(
             distributions={},
-            scalars={"time_to_ready": ready_s, "first_request_ttft": start.first_request_ttft_ns * 1e-9},
+            scalars={"time_to_ready": ready_s, "first_request_ttft": first_s},
+            missing=dict.fromkeys(("time_to_ready", "first_request_ttft"), "the server ran already"),
         ),
         invalid=(),
         warnings=(),
@@ -201,7 +203,7 @@ class Watch:
     told in ``failures``, never raised into the measurement.
     """
 
-    pid: int
+    pid: int | None
     gpu_uuids: tuple[str, ...]
     counters: Callable[[], ServerCounters]
     memory: list[MemorySample] = field(default_factory=list)
@@ -211,7 +213,9 @@ class Watch:
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> Watch:
-        jobs = [("host memory", self._sample_host, _HOST_PERIOD_S), ("counters", self._scrape, _COUNTER_PERIOD_S)]
+        jobs = [("counters", self._scrape, _COUNTER_PERIOD_S)]
+        if self.pid is not None:  # a server that runs elsewhere has no memory here
+            jobs.append(("host memory", self._sample_host, _HOST_PERIOD_S))
         if self.gpu_uuids:
             jobs.append(("device memory", self._sample_device, _DEVICE_PERIOD_S))
         for name, job, period_s in jobs:
@@ -240,7 +244,7 @@ class Watch:
     def _sample_host(self) -> None:
         from pytest_vllmperf.adapters.host_memory import process_tree_pss_bytes
 
-        host = process_tree_pss_bytes(self.pid)
+        host = None if self.pid is None else process_tree_pss_bytes(self.pid)
         self.memory.append(MemorySample(at_ns=time.monotonic_ns(), host_bytes=host, device_bytes=None))
 
     def _sample_device(self) -> None:

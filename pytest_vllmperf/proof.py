@@ -34,8 +34,8 @@ def prove(handle: EngineHandle) -> Proof:
     """
     with ControlClient(handle.base_url, handle.api_key) as control:
         metrics, server_info = control.metrics_text(), control.server_info()
-    log = startup_log.read_log(Path(handle.log_path))
-    env = {**handle.config.env, "VLLM_API_KEY": handle.api_key}
+    log = startup_log.read_log(Path(handle.log_path)) if handle.log_path else ""
+    env = {**handle.config.env, "VLLM_API_KEY": handle.api_key or ""}
     shown = partial(redacted, env=env, command=handle.command)
     evidence = gather(log=log, args=handle.config.args, metrics=metrics, server_info=server_info)
     return Proof(

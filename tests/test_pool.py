@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from pytest_vllmperf import pool as pool_module
+from pytest_vllmperf import starting
 from pytest_vllmperf.adapters import engine_process
 from pytest_vllmperf.adapters.control_client import ControlClient
 from pytest_vllmperf.domain.engine import EngineConfig
@@ -123,7 +124,7 @@ def test_progress_tells_start_and_ready(make_pool):
 
 
 def test_progress_tells_the_phase_the_log_shows(make_pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(pool_module, "_TELL_EVERY_S", 0.0)
+    monkeypatch.setattr(starting, "_TELL_EVERY_S", 0.0)
     lines = []
     source = "import time; print('INFO Starting to load model x', flush=True); time.sleep(60)"
     pool = make_pool({"command": (sys.executable, "-c", source), "startup_timeout_s": 1.0}, progress=lines.append)
@@ -205,7 +206,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_an_engine_that_serves_another_model_is_not_waited_for(make_pool, monkeypatch, fake_command):
-    monkeypatch.setattr(pool_module, "_SETTLE_S", 0.1)
+    monkeypatch.setattr(starting, "_SETTLE_S", 0.1)
     pool = make_pool({"command": (sys.executable, "-c", DISOBEDIENT, *fake_command[1:])})
     with pytest.raises(EngineError, match=r"lists other, not 'fake': set EngineConfig\(served_model_name=…\)"):
         pool.acquire("one")

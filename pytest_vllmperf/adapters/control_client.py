@@ -84,10 +84,19 @@ class ControlClient:
         """Close the connections. Idempotent."""
         self._client.close()
 
-    def is_healthy(self) -> bool:
-        """Whether ``/health`` answers 200. vLLM says so as soon as nothing is known to be dead."""
-        response = self._get("/health")
+    def is_healthy(self, path: str = "/health") -> bool:
+        """Whether ``path`` answers 200. vLLM says so as soon as nothing is known to be dead."""
+        response = self._get(path)
         return response is not None and response.status_code == 200
+
+    def require_healthy(self, path: str = "/health") -> None:
+        """Raise unless ``path`` answers 200.
+
+        Raises:
+            EngineError: It does not.
+        """
+        if not self.is_healthy(path):
+            raise EngineError(f"{self.base_url}{path} does not answer 200: is the server up?")
 
     def models(self) -> tuple[str, ...]:
         """Names the server answers to.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["EngineProcess", "child_environment", "free_port", "is_port_free", "launch_command", "missing_model"]
 
 _LOOPBACK = "127.0.0.1"
+_KEY = "VLLM_API_KEY"
 _GUARDIAN = Path(__file__).with_name("guardian")
 _SOCKET_ROOM = 50
 """Longest folder that still fits vLLM's unix sockets under it: their paths may have 107 bytes in all."""
@@ -67,13 +68,25 @@ def missing_model(model: str) -> Path | None:
     return None if path.exists() else path.absolute()
 
 
-def launch_command(config: EngineConfig, *, port: int) -> tuple[str, ...]:
+def launch_command(config: EngineConfig, *, port: int, serve: bool = False) -> tuple[str, ...]:
     """The full command line. It never holds the API key: command lines are visible to everybody.
 
     A command that ends in ``serve`` is vLLM's own (several API servers need it) and takes the model as an argument.
+
+    Args:
+        config: What to launch, as on its device.
+        port: Where it is to listen.
+        serve: Whether the interpreter's ``vllm serve`` works. Its module is named rather than the script beside the
+            interpreter: that one may be another environment's.
     """
-    start = config.command or (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
     model = str(Path(config.model).expanduser()) if config.model.startswith("~") else config.model
+    if config.is_template:
+        filled = {"model": model, "model_name": config.model_name, "host": _LOOPBACK, "port": str(port)}
+        return (*(_filled(part, filled) for part in config.command or ()), *flags(config.args))
+    start = config.command or (
+        str(Path(config.python).expanduser()) if config.python else sys.executable,
+        *(("-m", "vllm.entrypoints.cli.main", "serve") if serve else ("-m", "vllm.entrypoints.openai.api_server")),
+    )
     return (
         *start,
         *((model,) if start[-1] == "serve" else ("--model", model)),
@@ -81,6 +94,11 @@ def launch_command(config: EngineConfig, *, port: int) -> tuple[str, ...]:
         *("--host", _LOOPBACK, "--port", str(port)),
         *flags(config.args),
     )
+
+
+def _filled(part: str, values: Mapping[str, str]) -> str:
+    """``part`` with its places filled in; braces that name no place stay (JSON has them too)."""
+    return re.sub(r"\{(\w+)\}", lambda place: values.get(place[1], place[0]), part)
 
 
 def child_environment(
@@ -92,6 +110,8 @@ def child_environment(
     """
     env = dict(base)
     env.pop("PYTHONDONTWRITEBYTECODE", None)
+    if config.python:
+        _enter(Path(config.python).expanduser().parent, env)
     defaults = {"VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
     if Path(config.model).expanduser().is_dir():
         defaults["HF_HUB_OFFLINE"] = "1"
@@ -101,7 +121,14 @@ def child_environment(
         env.setdefault(name, value)
     if gpu_uuids:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_uuids)
-    return {**env, **config.env, "VLLM_API_KEY": api_key}
+    return {**env, **config.env, config.api_key_env or _KEY: api_key}
+
+
+def _enter(programs: Path, env: dict[str, str]) -> None:
+    """Another interpreter: its own programs (ninja, nvcc) come first, and this one's packages stay out."""
+    for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
+        env.pop(name, None)
+    env["PATH"] = os.pathsep.join(part for part in (str(programs), env.get("PATH", "")) if part)
 
 
 class EngineProcess:

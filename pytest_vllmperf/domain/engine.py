@@ -21,6 +21,9 @@ REQUIREMENTS = ("gpu",)
 """What an engine may require of the machine."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?/?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LAUNCHING = ("args", "cpu_args", "gpu_args", "env", "cpu_env", "python", "command", "requires")
 _RESERVED = {
     "host": "engines listen on loopback only",
     "port": "the port is chosen for each launch",
@@ -45,8 +48,17 @@ class EngineConfig:
             at launch, so that collecting tests never has to look for a GPU.
         env: Environment variables added for this engine's processes.
         cpu_env: As ``env``, on a machine without a GPU.
-        command: What to run instead of ``python -m vllm.entrypoints.openai.api_server``;
-            vLLM's flags are appended.
+        python: The interpreter whose vLLM is launched, such as ``/envs/vllm-0.14/bin/python``: engines of several
+            versions of vLLM fit into one matrix. By default the one that runs pytest.
+        command: What to run instead of that interpreter's vLLM; vLLM's flags are appended. Where ``{port}`` is
+            part of it, it is another server's own command line: ``{model}``, ``{model_name}``, ``{host}`` and
+            ``{port}`` are filled in, and of flags only ``args`` are appended.
+        url: Where a server runs already, such as ``http://gpu-7:8000``: nothing is launched, stopped or sampled
+            there, it is only asked. Everything about launching must be left out then.
+        api_key_env: Name of an environment variable. A launched server reads its random key from it
+            (``VLLM_API_KEY`` unless told otherwise); of an attached one it holds the key to send (None sends none).
+        health_path: What answers 200 once the server can serve. Ready means: it does, the model is listed under
+            ``/v1/models``, and one token was streamed.
         gpus: GPUs one launch occupies (ignored on a machine without GPU).
         requires: What the machine must have, from :data:`REQUIREMENTS`; otherwise skipped.
         served_model_name: Name clients ask for; by default the last part of a path, or the hub id.
@@ -65,7 +77,11 @@ class EngineConfig:
     gpu_args: Mapping[str, ArgValue] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     cpu_env: Mapping[str, str] = field(default_factory=dict)
+    python: str | None = None
     command: tuple[str, ...] | None = None
+    url: str | None = None
+    api_key_env: str | None = None
+    health_path: str = "/health"
     gpus: int = 1
     requires: tuple[str, ...] = ()
     served_model_name: str | None = None
@@ -85,14 +101,25 @@ class EngineConfig:
         for attribute in ("env", "cpu_env"):
             self._freeze(attribute, self._checked_env(attribute))
         self._check_command_and_requirements()
+        self._check_address()
         if isinstance(self.gpus, bool) or not isinstance(self.gpus, int) or self.gpus < 1:
             raise EngineConfigError(f"engine {self.name!r}: gpus={self.gpus!r} must be a whole number, 1 or more")
         if not isinstance(self.startup_timeout_s, (int, float)) or not self.startup_timeout_s > 0:
             raise EngineConfigError(
                 f"engine {self.name!r}: startup_timeout_s={self.startup_timeout_s!r} must be above 0"
             )
-        if is_vllm(self.command):
+        if self.serves_vllm:
             self._check_traps()
+
+    @property
+    def serves_vllm(self) -> bool:
+        """Whether this launches vLLM, as far as one can tell."""
+        return self.url is None and is_vllm(self.command)
+
+    @property
+    def is_template(self) -> bool:
+        """Whether ``command`` is another server's whole command line, with places to fill in."""
+        return self.command is not None and any("{port}" in part for part in self.command)
 
     @property
     def model_name(self) -> str:
@@ -154,6 +181,37 @@ class EngineConfig:
             if trap := find_trap({**self.args, **extra}):
                 raise EngineConfigError(f"engine {self.name!r}, as launched on a {device.upper()}: {trap}")
 
+    def _check_address(self) -> None:
+        """Whether one thing is launched or asked, and how."""
+        if self.python is not None:
+            object.__setattr__(self, "python", str(self.python))
+            if self.command is not None:
+                raise EngineConfigError(
+                    f"engine {self.name!r}: python={self.python!r} and command= name two things to launch; keep one"
+                )
+        if not isinstance(self.health_path, str) or not self.health_path.startswith("/"):
+            raise EngineConfigError(
+                f"engine {self.name!r}: health_path={self.health_path!r} must be a path such as '/health'"
+            )
+        if self.api_key_env is not None and not _VARIABLE.fullmatch(str(self.api_key_env)):
+            raise EngineConfigError(
+                f"engine {self.name!r}: api_key_env must be the name of an environment variable, never a key"
+            )
+        if self.url is None:
+            return
+        if not isinstance(self.url, str) or not _URL.fullmatch(self.url):
+            raise EngineConfigError(
+                f"engine {self.name!r}: url={self.url!r} must be http:// or https://, a host and perhaps a port, "
+                "without user, path (/v1 is added) or query; give the key with api_key_env"
+            )
+        object.__setattr__(self, "url", self.url.rstrip("/"))
+        given = [name for name in _LAUNCHING if getattr(self, name)]
+        if given:
+            raise EngineConfigError(
+                f"engine {self.name!r}: a server at url={self.url!r} is asked, not launched: leave out "
+                f"{', '.join(given)}"
+            )
+
     def _check_command_and_requirements(self) -> None:
         if isinstance(self.command, str):
             raise EngineConfigError(
@@ -205,14 +263,15 @@ class StartUp:
     """How one launch went.
 
     Args:
-        time_to_ready_ns: Launch until the readiness request had streamed its first token.
-        first_request_ttft_ns: TTFT of the very first request after start (the readiness request).
+        time_to_ready_ns: Launch until the readiness request had streamed its first token; None of a server that
+            ran already.
+        first_request_ttft_ns: TTFT of the very first request after start (the readiness request); None likewise.
         cold: True when a compile cache had to be built, False when one was found, None when the
             engine does not compile or nothing told. Cold and warm starts must never be compared.
     """
 
-    time_to_ready_ns: int
-    first_request_ttft_ns: int
+    time_to_ready_ns: int | None
+    first_request_ttft_ns: int | None
     cold: bool | None
 
 
@@ -221,17 +280,18 @@ class EngineHandle:
     """One live engine. Valid until the engine is stopped.
 
     ``config`` is the configuration as launched (see :meth:`EngineConfig.on`), ``command`` the full
-    command line (it never holds the key), ``api_key`` a random key for this launch only.
+    command line (it never holds the key), ``api_key`` a random key for this launch only. Of a server that ran
+    already (``config.url``) ``pid``, ``log_path`` and perhaps ``api_key`` are None and ``command`` is empty.
     """
 
     config: EngineConfig
     device: Device
     base_url: str
     model_name: str
-    api_key: str = field(repr=False)
-    pid: int
+    api_key: str | None = field(repr=False)
+    pid: int | None
     command: tuple[str, ...]
-    log_path: str
+    log_path: str | None
     version: str | None
     start_up: StartUp
 

@@ -40,6 +40,13 @@ def engine(**changes: Any) -> EngineConfig:
         ({"gpus": 1.5}, "gpus=1.5 must be"),
         ({"gpus": "2"}, "gpus='2' must be"),
         ({"startup_timeout_s": 0}, "startup_timeout_s=0 must be above 0"),
+        ({"python": "p", "command": ("x",)}, "python='p' and command= name two things to launch; keep one"),
+        ({"health_path": "health"}, "health_path='health' must be a path such as '/health'"),
+        ({"api_key_env": "sk-123"}, "api_key_env must be the name of an environment variable, never a key"),
+        ({"url": "gpu-7:8000"}, "url='gpu-7:8000' must be http:// or https://"),
+        ({"url": "http://me:pw@host"}, "without user, path"),
+        ({"url": "http://host/v1"}, "without user, path"),
+        ({"url": "http://h", "args": {"seed": 1}, "python": "p"}, "is asked, not launched: leave out args, python"),
         ({"startup_timeout_s": "10 s"}, "startup_timeout_s='10 s' must be above 0"),
     ],
 )
