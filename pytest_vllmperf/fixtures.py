@@ -63,7 +63,7 @@ def vllm_measure(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> C
         key = (vllm_engine.name, asked.name)
         if key not in session.measured:
             session.pool.ensure_alive(vllm_engine.name)
-            session.measured[key] = _measured(session, vllm_engine, asked)
+            session.measured[key] = session.measure_on(vllm_engine, asked)
         summary = _taken(request.node, session.measured[key])
         if summary.failures:  # was it the engine? Then its own last words say more than the client's
             session.pool.ensure_alive(vllm_engine.name)
@@ -93,15 +93,12 @@ def vllm_evaluate(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> 
     session = request.config.stash[SESSION]
 
     def evaluate_once(task: str | QualityTask) -> Summary:
-        from pytest_vllmperf.evaluation import evaluate
-
         asked = session.quality_task(task)
         _skip_unselected(session, asked.name)
         key = (vllm_engine.name, asked.name)
         if key not in session.measured:
             session.pool.ensure_alive(vllm_engine.name)
-            session.progress(f"{vllm_engine.name}: {asked.name}: {asked.describe()}")
-            session.measured[key] = evaluate(vllm_engine, asked)
+            session.measured[key] = session.measure_on(vllm_engine, asked)
         return _taken(request.node, session.measured[key])
 
     return _plain_errors(evaluate_once)
@@ -135,21 +132,6 @@ def vllm_check(request: pytest.FixtureRequest) -> Callable[..., None]:
             pytest.fail(message, pytrace=False)
 
     return check
-
-
-def _measured(session: Session, engine: EngineHandle, workload: Workload) -> Summary:
-    """One measurement, with fewer requests and marked so where ``--vllmperf-quick`` asks for it."""
-    from dataclasses import replace
-
-    from pytest_vllmperf.measurement import measure, quick_form
-
-    whole = workload.on(engine.device)
-    asked = quick_form(whole) if session.options.quick else whole
-    summary = measure(engine, asked, gpu_uuids=session.pool.gpu_uuids(engine.name), progress=session.progress)
-    if not session.options.quick:
-        return summary
-    note = f"quick run: {asked.requests} of {whole.requests} requests (--vllmperf-quick), no baseline"
-    return replace(summary, warnings=(*summary.warnings, note))
 
 
 def _skip_unselected(session: Session, workload: str) -> None:

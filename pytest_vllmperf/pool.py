@@ -51,6 +51,7 @@ class _Slot:
     released: bool = False
     serve: bool = False
     attached: bool = False
+    renewals: int = 0
 
 
 class EnginePool:
@@ -158,6 +159,27 @@ class EnginePool:
         self._stop(slot)
         self._leases.give_back(slot.config.name)
 
+    def renew(self, name: str) -> None:
+        """Stop the engine, if it runs, and let it be launched afresh: only experiments replicate launches.
+
+        What a failure left is forgotten; the next launch writes a log of its own, ``<engine>.2.log`` and so on.
+        """
+        self.release(name)
+        slot = self._slot(name)
+        slot.renewals += slot.launches > 0
+        slot.released, slot.error = False, None
+
+    def add(self, config: EngineConfig) -> None:
+        """Take in a configuration made up during the run, such as an engine of the matrix without one flag.
+
+        Raises:
+            EngineError: Another configuration has its name already.
+        """
+        resolved = config.on(self._environment.device)
+        slot = self._slots.setdefault(config.name, _Slot(config=resolved))
+        if slot.config != resolved:
+            raise EngineError(f"engine {config.name!r} is in this run already with another configuration; rename one")
+
     def close(self) -> None:
         """Stop all engines; each is tried even when another cannot be stopped.
 
@@ -193,7 +215,8 @@ class EnginePool:
 
     def _launch(self, slot: _Slot) -> EngineHandle:
         """Start it, twice at most: the second time only when somebody took the port of the first."""
-        slot.log_path = self._directory / f"{slot.config.name}.log"
+        number = f".{slot.renewals + 1}" if slot.renewals else ""
+        slot.log_path = self._directory / f"{slot.config.name}{number}.log"
         if not any(other.launches for other in self._slots.values()):
             self._reap_leftovers()
         try:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.report import EngineReport
     from pytest_vllmperf.domain.summary import Summary
     from pytest_vllmperf.domain.thresholds import Subject, Thresholds, Verdict
+    from pytest_vllmperf.experiment import Asked, PoolLauncher
     from pytest_vllmperf.pool import EnginePool
     from pytest_vllmperf.proof import Proof
 
@@ -201,6 +202,20 @@ class Session:
 
         self.proofs[handle.name] = prove(handle)
         return self.proofs[handle.name]
+
+    def measure_on(self, handle: EngineHandle, asked: Asked) -> Summary:
+        """Measure one workload or quality task on a live engine of this process, as the options say."""
+        from pytest_vllmperf.experiment import measured_on
+
+        uuids = self.pool.gpu_uuids(handle.name)
+        return measured_on(handle, asked, gpu_uuids=uuids, quick=self.options.quick, progress=self.progress)
+
+    @cached_property
+    def launcher(self) -> PoolLauncher:
+        """Launches engines as often as an experiment asks."""
+        from pytest_vllmperf.experiment import PoolLauncher
+
+        return PoolLauncher(pool=self.pool, measure_one=self.measure_on, look=self.prove)
 
     def launched(self, name: str) -> dict[str, EngineReport]:
         """What became of the engine ``name`` in this process, by name; empty when it was never asked for."""

@@ -65,6 +65,8 @@ class EngineConfig:
         startup_timeout_s: Longest time from launch to the first streamed token.
         require_evidence: Whether ``suites/test_optimizations.py`` fails where nothing proves that an optimisation
             asked for is active, instead of only showing it as unknown.
+        control: Whether this engine is pinned (its vLLM and flags never change) and serves as a yardstick: the
+            nightly trend of every other engine is then that of its ratio to this one in the same run.
 
     Raises:
         EngineConfigError: A name, flag or value that cannot work; raised before any launch.
@@ -87,6 +89,7 @@ class EngineConfig:
     served_model_name: str | None = None
     startup_timeout_s: float = 900.0
     require_evidence: bool = False
+    control: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):

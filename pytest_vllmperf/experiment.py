@@ -1,0 +1,140 @@
+"""Experiments: engines launched as often as a question needs, measured and stopped.
+
+Everything that replicates launches (absolute limits over several launches, comparisons in pairs, attribution,
+capacity, bisect) asks a :class:`Launcher` for one launch after the other and decides in between what to launch next.
+An experiment owns its launches: "each engine is launched once" means once for each replicate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, Union
+
+from pytest_vllmperf.domain.quality import QualityTask
+from pytest_vllmperf.domain.summary import Summary
+from pytest_vllmperf.domain.workload import Workload
+
+if TYPE_CHECKING:
+    from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle
+    from pytest_vllmperf.pool import EnginePool
+
+__all__ = ["Asked", "Launch", "Launcher", "PoolLauncher", "measured_on"]
+
+Asked = Union[Workload, QualityTask]
+"""What can be asked of a live engine: a load, or questions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What one launch of one engine gave.
+
+    Args:
+        engine: The engine's name.
+        number: How many times this engine was launched by now in this experiment, this one included.
+        version: vLLM's version as the server tells it; None where it does not.
+        summaries: By the name of what was asked; ``startup`` (how the launch went) is always there.
+    """
+
+    engine: str
+    number: int
+    version: str | None
+    summaries: Mapping[str, Summary]
+
+    def value(self, asked: str, metric: str) -> float | None:
+        """One metric of this launch; None where it has no value, or the measurement is broken."""
+        summary = self.summaries.get(asked)
+        if summary is None or summary.invalid or metric not in summary.metrics:
+            return None
+        return summary.metrics[metric].value
+
+
+class Launcher(Protocol):
+    """Whatever can launch an engine, measure on it and stop it, again and again."""
+
+    def measure(self, engine: EngineConfig, asked: Sequence[Asked]) -> Launch:
+        """Launch ``engine`` afresh, measure all of ``asked`` in order, and stop it, whatever happens.
+
+        ``engine`` need not be one of the matrix: an experiment may make configurations up, under names of their own.
+
+        Raises:
+            EngineError: It cannot be launched here, or it ended before everything was measured.
+            WorkloadError, TaskError: What is asked does not fit the engine.
+            MeasurementError: A measurement could not be made at all.
+        """
+
+    def launched(self, engine: EngineConfig) -> AbstractContextManager[EngineHandle]:
+        """For ``with``: the live engine, launched afresh and stopped at the end (see :meth:`measure`)."""
+
+
+@dataclass(slots=True, kw_only=True)
+class PoolLauncher:
+    """Launches through an :class:`~pytest_vllmperf.pool.EnginePool`, whose leases, logs and guardians it shares.
+
+    Args:
+        pool: Where engines are launched. Those of a matrix keep their names and logs.
+        measure_one: Measures one thing on a live engine; see :func:`measured_on`.
+        look: Called with each live engine before anything is measured, such as to gather proof of its flags.
+    """
+
+    pool: EnginePool
+    measure_one: Callable[[EngineHandle, Asked], Summary]
+    look: Callable[[EngineHandle], object] = lambda _handle: None
+
+    def measure(self, engine: EngineConfig, asked: Sequence[Asked]) -> Launch:
+        """See :meth:`Launcher.measure`."""
+        from pytest_vllmperf.measurement import start_up_summary
+
+        with self.launched(engine) as handle:
+            summaries = {"startup": start_up_summary(handle)}
+            for what in asked:
+                summaries[what.name] = self.measure_one(handle, what)
+                self.pool.ensure_alive(engine.name)  # a crash says more than the failed requests it leaves
+            return Launch(
+                engine=engine.name,
+                number=self.pool.launches(engine.name),
+                version=handle.version,
+                summaries=summaries,
+            )
+
+    @contextmanager
+    def launched(self, engine: EngineConfig) -> Iterator[EngineHandle]:
+        """See :meth:`Launcher.launched`."""
+        self.pool.add(engine)
+        self.pool.renew(engine.name)
+        try:
+            handle = self.pool.acquire(engine.name)
+            self.look(handle)
+            yield handle
+        finally:
+            self.pool.release(engine.name)
+
+
+def measured_on(
+    handle: EngineHandle,
+    asked: Asked,
+    *,
+    gpu_uuids: Sequence[str] = (),
+    quick: bool = False,
+    progress: Callable[[str], None],
+) -> Summary:
+    """Measure one workload or quality task on a live engine, with fewer requests and marked so when ``quick``.
+
+    Raises:
+        WorkloadError, TaskError: It does not fit this engine.
+        LoadProcessError: The load process died; nothing was measured.
+    """
+    from pytest_vllmperf.evaluation import evaluate
+    from pytest_vllmperf.measurement import measure, quick_form
+
+    if isinstance(asked, QualityTask):
+        progress(f"{handle.name}: {asked.name}: {asked.describe()}")
+        return evaluate(handle, asked)
+    whole = asked.on(handle.device)
+    shorter = quick_form(whole) if quick else whole
+    summary = measure(handle, shorter, gpu_uuids=gpu_uuids, progress=progress)
+    if not quick:
+        return summary
+    note = f"quick run: {shorter.requests} of {whole.requests} requests (--vllmperf-quick), no baseline"
+    return replace(summary, warnings=(*summary.warnings, note))
