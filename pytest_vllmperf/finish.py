@@ -49,7 +49,7 @@ def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts
     problems = [*unrecorded, *_other_failures(facts.ordinary_failures)]
     if status in {int(code) for code in ExitCode}:  # a run that was interrupted, or broke, has told why
         problems += _nothing_judged(outcome, engines)
-    report = _report(run, engines, verdicts, tuple(problems), status)
+    report = _with_sections(config, _report(run, engines, verdicts, tuple(problems), status))
     directory = run.options.report_directory
     writers.write_json(report, directory / "report.json")
     writers.write_markdown(report, directory / "report.md")
@@ -158,7 +158,27 @@ def _report(
         verdicts=verdicts,
         problems=problems,
         exit_code=status,
+        sections=tuple(run.evidence.sections.values()),
     )
+
+
+def _with_sections(config: pytest.Config, report: Report) -> Report:
+    """The report with what hooks add to it. One that fails is told of, and takes nothing else with it."""
+    from dataclasses import replace
+
+    from pytest_vllmperf.domain.section import Section
+
+    found = {section.id: section for section in report.sections}
+    try:
+        for batch in config.hook.pytest_vllmperf_sections(config=config, report=report):
+            for section in batch:
+                if not isinstance(section, Section):
+                    raise TypeError(f"pytest_vllmperf_sections must return Section objects, got {section!r}")  # noqa: TRY301
+                found[section.id] = section
+    except Exception as error:  # noqa: BLE001 - somebody else's code must not lose what was measured
+        told = f"a section of the report could not be made: {type(error).__name__}: {error}"
+        return replace(report, problems=(*report.problems, told), sections=tuple(found.values()))
+    return replace(report, sections=tuple(found.values()))
 
 
 _SOUND = (0, 11, 12)

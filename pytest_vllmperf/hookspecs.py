@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.engine import EngineConfig
     from pytest_vllmperf.domain.quality import QualityTask
     from pytest_vllmperf.domain.report import Report
+    from pytest_vllmperf.domain.section import Section
     from pytest_vllmperf.domain.workload import Workload
 
 
@@ -33,6 +34,15 @@ def pytest_vllmperf_workloads(config: pytest.Config) -> Iterable[Workload]:
 @pytest.hookspec
 def pytest_vllmperf_quality_tasks(config: pytest.Config) -> Iterable[QualityTask]:
     """Return the quality tasks ``vllm_quality_task`` runs through."""
+    raise NotImplementedError
+
+
+@pytest.hookspec
+def pytest_vllmperf_sections(config: pytest.Config, report: Report) -> Iterable[Section]:
+    """Return sections to add to the report, computed from the finished run; called before anything is written.
+
+    A section whose ``id`` is there already takes its place.
+    """
     raise NotImplementedError
 
 

@@ -12,6 +12,7 @@ from pytest_vllmperf.domain.engine import EngineHandle
 from pytest_vllmperf.domain.prompts import Conversations, FillContext, RandomPrompts, SharedPrefix
 from pytest_vllmperf.domain.records import LoadRun, MemorySample, ServerCounters
 from pytest_vllmperf.domain.summary import Summary, summarize
+from pytest_vllmperf.domain.timeline import timeline
 from pytest_vllmperf.domain.workload import Workload
 
 __all__ = ["Watch", "measure", "prompt_seed", "quick_form", "resolved", "start_up_summary", "token_range", "warm_up_of"]
@@ -36,17 +37,19 @@ def measure(
     *,
     gpu_uuids: Sequence[str] = (),
     progress: Progress | None = None,
+    keep: Callable[[LoadRun], None] | None = None,
 ) -> Summary:
     """Measure ``workload`` on a live engine.
 
     The warm-up has the workload's own prompt length and concurrency with other prompts, and counts for
-    nothing: the first burst after a start is the slowest by far.
+    nothing: the first burst after a start is the slowest by far. ``keep`` is handed the measured run's raw records.
 
     Raises:
         WorkloadError: The workload does not fit this engine, or its file cannot be read.
         LoadProcessError: The load process died; nothing was measured.
     """
     from pytest_vllmperf.adapters.control_client import ControlClient
+    from pytest_vllmperf.adapters.gpu import total_memory_bytes
     from pytest_vllmperf.load.driver import run_load
 
     asked = resolved(workload, engine)
@@ -84,8 +87,16 @@ def measure(
         after=after,
         device_memory_missing="no GPU" if not gpu_uuids else "the driver did not tell",
     )
+    if keep is not None:
+        keep(run)
     tell(f"{engine.name}: {asked.name}: {summary.completed}/{summary.requests} requests in {summary.duration_s:.1f} s")
-    return replace(summary, warnings=(*summary.warnings, *watch.failures))
+    over_time = timeline(
+        run,
+        memory=watch.memory,
+        counters=(before, *watch.scrapes, after),
+        device_memory_bytes=total_memory_bytes(gpu_uuids),
+    )
+    return replace(summary, warnings=(*summary.warnings, *watch.failures), timeline=over_time)
 
 
 def resolved(workload: Workload, engine: EngineHandle) -> Workload:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.environment import Environment
     from pytest_vllmperf.domain.quality import QualityTask
     from pytest_vllmperf.domain.report import EngineReport
+    from pytest_vllmperf.domain.section import Section
     from pytest_vllmperf.domain.summary import Summary
     from pytest_vllmperf.domain.thresholds import Subject, Thresholds, Verdict
     from pytest_vllmperf.experiment import Asked, PoolLauncher
@@ -52,16 +53,18 @@ class Options:
 
 @dataclass(slots=True, kw_only=True)
 class Evidence:
-    """What one test (or several, on the controller) measured, judged and launched."""
+    """What one test (or several, on the controller) measured, judged and launched, and its sections of the report."""
 
     summaries: dict[tuple[str, str], Summary] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     engines: dict[str, EngineReport] = field(default_factory=dict)
+    sections: dict[str, Section] = field(default_factory=dict)
 
     def add(self, other: Evidence) -> None:
         """Take over everything of ``other``; a later judgement of the same value replaces the earlier."""
         self.summaries.update(other.summaries)
         self.engines.update(other.engines)
+        self.sections.update(other.sections)
         merged = {(v.engine, v.workload, v.metric): v for v in (*self.verdicts, *other.verdicts)}
         self.verdicts = list(merged.values())
 
@@ -72,6 +75,7 @@ class Evidence:
                 "summaries": list(self.summaries.values()),
                 "verdicts": self.verdicts,
                 "engines": list(self.engines.values()),
+                "sections": list(self.sections.values()),
             }
         )
         return plain
@@ -82,6 +86,7 @@ class Evidence:
         import msgspec
 
         from pytest_vllmperf.domain.report import EngineReport
+        from pytest_vllmperf.domain.section import Section
         from pytest_vllmperf.domain.summary import Summary
         from pytest_vllmperf.domain.thresholds import Verdict
 
@@ -91,6 +96,7 @@ class Evidence:
             summaries={(s.engine, s.workload): s for s in summaries},
             verdicts=msgspec.convert(plain["verdicts"], list[Verdict]),
             engines={e.name: e for e in engines},
+            sections={s.id: s for s in msgspec.convert(plain["sections"], list[Section])},
         )
 
 

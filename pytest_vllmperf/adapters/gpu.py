@@ -11,7 +11,7 @@ from pytest_vllmperf.domain.environment import Gpu
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["device_memory_bytes", "driver_version", "list_gpus", "visible"]
+__all__ = ["device_memory_bytes", "driver_version", "list_gpus", "total_memory_bytes", "visible"]
 
 
 def list_gpus() -> tuple[Gpu, ...]:
@@ -62,6 +62,13 @@ def device_memory_bytes(uuids: Sequence[str]) -> int | None:
         return sum(int(nvml.nvmlDeviceGetMemoryInfo(_handle(uuid)).used) for uuid in uuids)
     except (nvml.NVMLError, TypeError, ValueError):
         return None
+
+
+def total_memory_bytes(uuids: Sequence[str]) -> int | None:
+    """The memory these GPUs have together; None when one of them does not tell, or there is none."""
+    sizes = {gpu.uuid: gpu.memory_bytes for gpu in list_gpus()} if uuids else {}
+    found = [size for uuid in uuids if (size := sizes.get(uuid)) is not None]
+    return sum(found) if found and len(found) == len(uuids) else None
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pytest_vllmperf.domain.environment import Environment
 from pytest_vllmperf.domain.evidence import Evidence
 from pytest_vllmperf.domain.metrics import metric
+from pytest_vllmperf.domain.section import Section
 from pytest_vllmperf.domain.summary import Summary
 from pytest_vllmperf.domain.thresholds import Outcome, Verdict
 from pytest_vllmperf.domain.units import format_quantity
@@ -88,7 +89,11 @@ def _redact(text: str, secrets: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One run. ``problems`` are run-level reasons not to be green (nothing judged, unused limits, …)."""
+    """One run.
+
+    ``problems`` are run-level reasons not to be green (nothing judged, unused limits, …); ``sections`` what others
+    contributed (see :mod:`pytest_vllmperf.domain.section`).
+    """
 
     started_at: str
     duration_s: float
@@ -98,6 +103,7 @@ class Report:
     verdicts: tuple[Verdict, ...]
     problems: tuple[str, ...]
     exit_code: int
+    sections: tuple[Section, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

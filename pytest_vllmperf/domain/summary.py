@@ -13,6 +13,7 @@ from pytest_vllmperf.domain.metrics import METRICS, STATISTICS
 from pytest_vllmperf.domain.prefix_cache import PrefixCacheUse
 from pytest_vllmperf.domain.records import LoadRun, MemorySample, RequestRecord, ServerCounters
 from pytest_vllmperf.domain.stats import peak_window_rate, reduce_samples
+from pytest_vllmperf.domain.timeline import Timeline
 from pytest_vllmperf.domain.workload import ServiceLevel, Workload
 
 __all__ = ["MetricValue", "Summary", "metric_values", "summarize"]
@@ -54,6 +55,7 @@ class Summary:
         invalid: Reasons why nothing here may be judged; empty for a sound measurement.
         warnings: Doubts that do not forbid judging.
         facts: Small extra figures worth keeping (tokens, client health, …), JSON-ready.
+        timeline: A load run over time; None for everything else.
     """
 
     engine: str
@@ -69,6 +71,7 @@ class Summary:
     invalid: tuple[str, ...]
     warnings: tuple[str, ...]
     facts: Mapping[str, object]
+    timeline: Timeline | None = None
 
 
 def metric_values(
