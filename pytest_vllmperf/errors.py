@@ -10,7 +10,8 @@
     │   ├── UnknownMetric           a metric name is not in the catalogue
     │   ├── ThresholdFileError      thresholds.toml is wrong (lists every problem)
     │   ├── LimitTie                two limits claim the same value equally
-    │   └── TaskError               a quality task is unknown or its data unreadable
+    │   ├── TaskError               a quality task is unknown or its data unreadable
+    │   └── TwinError               a shape twin cannot be made from this configuration
     ├── EngineError                 a launched engine misbehaved
     │   ├── EngineUnavailable       this machine cannot run the engine (no GPU, …)
     │   ├── EngineExited            the engine process ended although nobody asked
@@ -39,6 +40,7 @@ __all__ = [
     "MeasurementError",
     "TaskError",
     "ThresholdFileError",
+    "TwinError",
     "UnitError",
     "UnknownMetric",
     "VllmPerfError",
@@ -91,6 +93,10 @@ class LimitTie(ConfigError):
 
 class TaskError(ConfigError):
     """A quality task is unknown, or its data cannot be read."""
+
+
+class TwinError(ConfigError):
+    """A shape twin cannot be made: the model is unknown, or its configuration is none of a text model."""
 
 
 class EngineError(VllmPerfError):

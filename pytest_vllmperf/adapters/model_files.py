@@ -7,10 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_vllmperf.domain.shape_twin import MARKER
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["context_size", "vocabulary_size"]
+__all__ = ["context_size", "twin_of", "vocabulary_size"]
 
 
 def vocabulary_size(model: str) -> int | None:
@@ -24,6 +26,15 @@ def vocabulary_size(model: str) -> int | None:
 def context_size(model: str) -> int | None:
     """Most tokens the model was made for (``max_position_embeddings``); None as for :func:`vocabulary_size`."""
     return _told(model, "max_position_embeddings")
+
+
+def twin_of(model: str) -> str | None:
+    """The model that ``model`` is a shape twin of; None for a model with weights of its own."""
+    try:
+        told = json.loads((Path(model).expanduser() / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(told.get("of", "an unnamed model")) if isinstance(told, dict) else None
 
 
 def _told(model: str, key: str) -> int | None:
