@@ -95,6 +95,7 @@ def vllm_evaluate(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> 
     def evaluate_once(task: str | QualityTask) -> Summary:
         asked = session.quality_task(task)
         _skip_unselected(session, asked.name)
+        _skip_twin(vllm_engine)
         key = (vllm_engine.name, asked.name)
         if key not in session.measured:
             session.pool.ensure_alive(vllm_engine.name)
@@ -139,6 +140,13 @@ def _skip_unselected(session: Session, workload: str) -> None:
         pytest.skip(
             f"workload {workload!r} is not selected (--vllmperf-workload={','.join(session.options.workloads)})"
         )
+
+
+def _skip_twin(engine: EngineHandle) -> None:
+    from pytest_vllmperf.adapters.model_files import twin_of
+
+    if (of := twin_of(engine.config.model)) is not None:
+        pytest.skip(f"{engine.config.model} is a shape twin of {of}: its weights are dummies, its answers mean nothing")
 
 
 def _taken(node: pytest.Item, summary: Summary) -> Summary:

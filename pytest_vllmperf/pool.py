@@ -7,14 +7,16 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_vllmperf.adapters import engine_process, engine_state, startup_log
 from pytest_vllmperf.adapters.control_client import ControlClient
 from pytest_vllmperf.adapters.interpreter import inspect_interpreter
 from pytest_vllmperf.adapters.leases import HostLeases
+from pytest_vllmperf.adapters.model_files import twin_of
 from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle
+from pytest_vllmperf.domain.flag_traps import is_vllm
 from pytest_vllmperf.domain.report import EngineReport
 from pytest_vllmperf.errors import EngineError, EngineExited, EngineUnavailable
 from pytest_vllmperf.starting import PortLost, Start, attach
@@ -78,7 +80,7 @@ class EnginePool:
         self._leases = leases or HostLeases(None)
         self._directory = directory
         self._tell = progress or (lambda _line: None)
-        self._slots = {name: _Slot(config=config.on(environment.device)) for name, config in engines.items()}
+        self._slots = {name: _Slot(config=_as_launched(config, environment)) for name, config in engines.items()}
 
     def acquire(self, name: str) -> EngineHandle:
         """The live engine ``name``, launched on first use.
@@ -312,6 +314,14 @@ class EnginePool:
             process.stop()
 
 
+def _as_launched(config: EngineConfig, environment: Environment) -> EngineConfig:
+    """The configuration for this machine; a shape twin has no weights to load."""
+    here = config.on(environment.device)
+    if twin_of(here.model) is None or "load-format" in here.args or not is_vllm(here.command):
+        return here
+    return replace(here, args={**here.args, "load-format": "dummy"})
+
+
 def _report(slot: _Slot) -> EngineReport:
     state = "measured"
     if slot.error is not None:
@@ -326,4 +336,10 @@ def _report(slot: _Slot) -> EngineReport:
         version=slot.version,
         log_path=str(slot.log_path) if slot.launches else None,
         launches=slot.launches,
+        warnings=_twin_warning(slot.config.model),
     )
+
+
+def _twin_warning(model: str) -> tuple[str, ...]:
+    of = twin_of(model)
+    return () if of is None else (f"shape twin of {of}: dummy weights; speed and memory are real, answers are not",)

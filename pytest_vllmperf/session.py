@@ -227,7 +227,7 @@ class Session:
         """What became of the engine ``name`` in this process, by name; empty when it was never asked for."""
         reports = [report for report in self.pool.reports() if report.name == name] if self.pool_started else []
         if proof := self.proofs.get(name):
-            reports = [replace(report, evidence=proof.evidence, warnings=proof.warnings) for report in reports]
+            reports = [replace(r, evidence=proof.evidence, warnings=(*r.warnings, *proof.warnings)) for r in reports]
         return {report.name: report for report in reports}
 
     @property

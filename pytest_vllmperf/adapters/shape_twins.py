@@ -17,7 +17,7 @@ __all__ = ["write_twin"]
 
 
 def write_twin(source: str, directory: Path, *, quantization: str | None = None, words: Sequence[str] = ()) -> str:
-    """Write the twin of ``source`` into ``directory``, which must be new or empty; returns the name of the model it copies.
+    """Write the twin of ``source`` into ``directory``, new or empty; returns the name of the model it copies.
 
     Args:
         source: A built-in shape (case does not matter, an organisation before a slash is ignored), or the path of a

@@ -1,8 +1,8 @@
 """Shape twins: a model's public shape with no weights, so that speed and memory can be gated without them.
 
-A twin has the real ``config.json`` (layers, heads, widths, vocabulary, quantization) and a synthetic tokenizer of the full
-vocabulary. vLLM fills the weights with random numbers (``--load-format dummy``): every matrix has its true size and every
-token costs what it costs, while the answers mean nothing.
+A twin has the real ``config.json`` (layers, heads, widths, vocabulary, quantization) and a synthetic tokenizer of the
+full vocabulary. vLLM fills the weights with random numbers (``--load-format dummy``): every matrix has its true size
+and every token costs what it costs, while the answers mean nothing.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def _vocabulary(size: int, specials: Mapping[int, str], words: Sequence[str]) ->
 
 def _tokenizer(vocabulary: Mapping[str, int], specials: Mapping[int, str], start: str) -> dict[str, Any]:
     """Byte-level BPE in the format of Hugging Face's tokenizers; whole words are looked up, so no merges are needed."""
-    added = {**{vocabulary[start]: start}, **specials}
+    added = {vocabulary[start]: start, **specials}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return {

@@ -10,10 +10,10 @@ import msgspec
 from pytest_vllmperf.domain.workload import Workload
 from pytest_vllmperf.load.questions import Part, Question
 
-__all__ = ["encode_requests", "word_range"]
+__all__ = ["CHAT_WORDS", "encode_requests", "word_range"]
 
 _PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
-_WORDS = (
+CHAT_WORDS = (
     *("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state"),
     *("family", "student", "group", "country", "problem", "hand", "part", "place", "case", "week", "company"),
     *("system", "program", "question", "work", "number", "night", "point", "home", "water", "room", "mother", "area"),
@@ -73,7 +73,7 @@ def encode_requests(
 
 def word_range(workload: Workload, token_range: tuple[int, int]) -> tuple[int, int]:
     """What ids are drawn from: the chat API takes no token ids, so there the "tokens" are words of a list."""
-    return token_range if workload.api == "completions" else (0, len(_WORDS))
+    return token_range if workload.api == "completions" else (0, len(CHAT_WORDS))
 
 
 def _completion(question: Question) -> dict[str, object]:
@@ -90,4 +90,4 @@ def _chat(question: Question) -> dict[str, object]:
 
 
 def _in_words(part: Part) -> str:
-    return part if isinstance(part, str) else " ".join(_WORDS[place] for place in part)
+    return part if isinstance(part, str) else " ".join(CHAT_WORDS[place] for place in part)
