@@ -177,7 +177,7 @@ class EnginePool:
         Raises:
             EngineError: Another configuration has its name already.
         """
-        resolved = config.on(self._environment.device)
+        resolved = _as_launched(config, self._environment)
         slot = self._slots.setdefault(config.name, _Slot(config=resolved))
         if slot.config != resolved:
             raise EngineError(f"engine {config.name!r} is in this run already with another configuration; rename one")
