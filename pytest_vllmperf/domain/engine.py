@@ -67,6 +67,8 @@ class EngineConfig:
             asked for is active, instead of only showing it as unknown.
         control: Whether this engine is pinned (its vLLM and flags never change) and serves as a yardstick: the
             nightly trend of every other engine is then that of its ratio to this one in the same run.
+        together: Groups of flags, variables or fields that only work together, such as
+            ``(("kv-offloading-size", "disable-hybrid-kv-cache-manager"),)``: an attribution switches each group as one.
 
     Raises:
         EngineConfigError: A name, flag or value that cannot work; raised before any launch.
@@ -90,6 +92,7 @@ class EngineConfig:
     startup_timeout_s: float = 900.0
     require_evidence: bool = False
     control: bool = False
+    together: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -111,6 +114,7 @@ class EngineConfig:
             raise EngineConfigError(
                 f"engine {self.name!r}: startup_timeout_s={self.startup_timeout_s!r} must be above 0"
             )
+        self._check_together()
         if self.serves_vllm:
             self._check_traps()
 
@@ -176,6 +180,22 @@ class EngineConfig:
                     f"engine {self.name!r}: {attribute}[{key!r}]={value!r}: names and values must be strings"
                 )
         return dict(given)
+
+    def _check_together(self) -> None:
+        example = 'a list of groups such as [["kv-offloading-size", "disable-hybrid-kv-cache-manager"]]'
+        groups = self.together
+        if isinstance(groups, str) or any(isinstance(g, str) or not isinstance(g, Iterable) for g in groups):
+            raise EngineConfigError(f"engine {self.name!r}: together={groups!r} must be {example}")
+        known = {*self.args, *self.cpu_args, *self.gpu_args, *self.env, *self.cpu_env}
+        known |= {"model", "served_model_name", "python", "command", "gpus"}
+        checked = tuple(tuple(n if n in known else str(n).replace("_", "-") for n in group) for group in groups)
+        for name in (name for group in checked for name in group):
+            if name not in known:
+                raise EngineConfigError(
+                    f"engine {self.name!r}: together names {name!r}, which this engine does not set; it sets: "
+                    f"{', '.join(sorted(known))}"
+                )
+        object.__setattr__(self, "together", checked)
 
     def _check_traps(self) -> None:
         devices: tuple[Device, ...] = ("gpu",) if "gpu" in self.requires else ("gpu", "cpu")
