@@ -2,17 +2,24 @@
 VENV   ?= .venv
 PYTHON ?= python3.11
 READY  := $(VENV)/.ready
+RUN    ?= $(VENV)/bin/python
+TWIN   := ./.twins/Qwen2.5-7B-Instruct-twin
 
 # The bundled model is served unless MODEL names another (a hub id or a path).
 export MODEL
 
-.PHONY: suites test lint clean help
+.PHONY: suites suites-gpu test lint clean help
 
 help:            ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
 
 suites: $(READY) ## launch real vLLM, measure, judge, report (ARGS="…" goes to pytest)
 	$(VENV)/bin/python -m pytest suites/ $(ARGS)
+
+suites-gpu: $(READY) ## gate a GPU runner: MODEL=…, or without it a shape twin of Qwen2.5-7B-Instruct, which needs no hub
+	@nvidia-smi -L >/dev/null 2>&1 || { echo "suites-gpu: nvidia-smi -L lists no GPU here; 'make suites' uses the CPU" >&2; exit 1; }
+	@[ -n "$(MODEL)" ] || [ -d $(TWIN) ] || $(RUN) -m pytest_vllmperf.cli twin Qwen2.5-7B-Instruct $(TWIN)
+	MODEL="$(or $(MODEL),$(TWIN))" $(RUN) -m pytest suites/ --vllmperf-require-gpu $(ARGS)
 
 test: $(READY) lint ## the project's own tests, one of them on real vLLM
 	$(VENV)/bin/python -m pytest tests/ $(ARGS)
@@ -28,4 +35,4 @@ $(READY): pyproject.toml scripts/setup-venv.sh $(wildcard requirements/*.txt)
 	@touch $@
 
 clean:           ## remove the virtual environment and everything generated
-	rm -rf $(VENV) reports/latest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .twins reports/latest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
