@@ -177,6 +177,18 @@ def announcement(config: pytest.Config) -> list[str]:
         f"vllmperf: engines {engines}; {limits} limits from {_shown(config, source)}",
         f"vllmperf: report {_shown(config, session.options.report_directory)}; history .benchmarks",
         *quick,
+        *_killed_run(config),
+    ]
+
+
+def _killed_run(config: pytest.Config) -> list[str]:
+    from pytest_vllmperf.adapters.run_journal import JOURNAL, left_by_a_killed_run
+
+    kept = left_by_a_killed_run(config.stash[SESSION].options.report_directory / JOURNAL)
+    if kept is None:
+        return []
+    return [
+        f"vllmperf: an earlier run was killed; its results are kept: vllmperf merge --partial {_shown(config, kept)}"
     ]
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_vllmperf.adapters.run_journal import JournalWriter
     from pytest_vllmperf.domain.report import EngineReport, Report
-    from pytest_vllmperf.domain.summary import Summary
     from pytest_vllmperf.domain.thresholds import Verdict
-    from pytest_vllmperf.session import Session
+    from pytest_vllmperf.session import Evidence, Session
 
 __all__ = ["RunFacts", "conclude", "print_report"]
 
@@ -26,18 +26,20 @@ class RunFacts(Protocol):
     partial: str | None
     ordinary_failures: int
     internal_error: bool
+    journal: JournalWriter | None
 
 
 def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts: RunFacts) -> Report:
     """Write report and history, set the session's exit status, and return the report."""
+    from pytest_vllmperf import conclusion
     from pytest_vllmperf.adapters import history, html_report, writers
     from pytest_vllmperf.domain.gate import ExitCode, RunOutcome, exit_code
 
     evidence = run.evidence
-    verdicts = tuple(evidence.verdicts)
-    unrecorded = () if _interrupted(session, facts) else _unrecorded_limits(run)
+    parts = conclusion.by_hardware(evidence, run.environment)
+    unrecorded = () if _interrupted(session, facts) else conclusion.unrecorded_limits(run.thresholds, parts)
     outcome = RunOutcome(
-        verdicts=verdicts,
+        verdicts=tuple(evidence.verdicts),
         ordinary_failures=facts.ordinary_failures,
         unrecorded_limits=unrecorded,
         inconclusive_fails=run.thresholds.inconclusive == "fail",
@@ -45,18 +47,21 @@ def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts
     )
     status = _status(int(session.exitstatus), facts, int(exit_code(outcome)))
     session.exitstatus = status
-    engines = run.engine_reports()
-    problems = [*unrecorded, *_other_failures(facts.ordinary_failures)]
+    engines = conclusion.told_places(run.engine_reports(), evidence, run.environment)
+    problems = [*unrecorded, *conclusion.other_failures(facts.ordinary_failures)]
     if status in {int(code) for code in ExitCode}:  # a run that was interrupted, or broke, has told why
-        problems += _nothing_judged(outcome, engines)
-    report = _with_sections(config, _report(run, engines, verdicts, tuple(problems), status))
+        problems += conclusion.nothing_judged(outcome, engines)
+    report = _with_sections(config, _report(run, engines, tuple(evidence.verdicts), tuple(problems), status))
     directory = run.options.report_directory
     writers.write_json(report, directory / "report.json")
     writers.write_markdown(report, directory / "report.md")
-    history.record(config, report.summaries, extra=_history_extra(report, run))
+    for part in parts.values():
+        history.record(config, tuple(part.summaries.values()), extra=_history_extra(part, report, run))
     earlier = history.earlier_runs(config, at_most=_RUNS_SHOWN)
     html_report.write_html(report, directory / "index.html", history=earlier.runs, notes=earlier.warnings)
     config.hook.pytest_vllmperf_report(config=config, report=report)
+    if facts.journal is not None:
+        facts.journal.end({"exit_code": status, "interrupted": _interrupted(session, facts), "problems": problems})
     return report
 
 
@@ -98,45 +103,6 @@ def _markup(line: str) -> dict[str, bool]:
 def _interrupted(session: pytest.Session, facts: RunFacts) -> bool:
     """True when part of the suite was not meant to run, or could not finish: then no limit is missed."""
     return bool(facts.partial or session.shouldstop or session.shouldfail or session.exitstatus not in (0, 1))
-
-
-def _unrecorded_limits(run: Session) -> tuple[str, ...]:
-    """Limits that apply to something here and that no test of the whole suite looked at."""
-    from pytest_vllmperf.domain.thresholds import applicable, covers
-
-    judged = run.evidence.verdicts
-    here = run.environment.hardware
-    engines = run.evidence.engines
-    models = {  # what never ran, and why, is told elsewhere
-        e.name: e.model_name
-        for e in run.selected_engines.values()
-        if e.name in engines and engines[e.name].state == "measured"
-    }
-    return tuple(
-        f"{limit.where}: {limit.metric} {limit.text} applies here, but {limit.metric} was never judged"
-        for table, limit in applicable(run.thresholds, hardware=here, models=models)
-        if not any(covers(table, limit, v, hardware=here, models=models) for v in judged)
-    )
-
-
-def _nothing_judged(outcome: Any, engines: tuple[EngineReport, ...]) -> tuple[str, ...]:
-    if outcome.judged or outcome.record_only:
-        return ()
-    skipped = [f"{e.name}: {e.reason}" for e in engines if e.state == "skipped"]
-    if engines and len(skipped) == len(engines):
-        return ("nothing was judged: every engine was skipped (" + "; ".join(skipped) + ")",)
-    return (
-        (
-            "nothing was judged: no limit in the thresholds file matches this hardware, model, engine and workload "
-            "(--vllmperf-record-only if that is meant)"
-        ),
-    )
-
-
-def _other_failures(count: int) -> tuple[str, ...]:
-    if not count:
-        return ()
-    return (f"{count} test{'s' if count > 1 else ''} failed or errored for another reason than a limit",)
 
 
 def _report(
@@ -181,37 +147,15 @@ def _with_sections(config: pytest.Config, report: Report) -> Report:
     return replace(report, sections=tuple(found.values()))
 
 
-_SOUND = (0, 11, 12)
-"""Exit codes of runs that measured to the end and missed nothing: fine, inconclusive, nothing judged."""
+def _history_extra(part: Evidence, report: Report, run: Session) -> dict[str, object]:
+    from pytest_vllmperf import conclusion
 
-
-def _history_extra(report: Report, run: Session) -> dict[str, object]:
-    here = report.environment
-    return {
-        "hardware": here.hardware,
-        "vllm": here.packages.get("vllm"),
-        "commit": here.commit,
-        "started_at": report.started_at,
-        "exit_code": report.exit_code,
-        "quick": run.options.quick,
-        "baseline": report.exit_code in _SOUND and not run.options.quick,
-        "fingerprints": {f"{s.engine}/{s.workload}": _fingerprint(run, s) for s in report.summaries},
-        "outcomes": {f"{v.engine}/{v.workload}::{v.metric}": str(v.outcome) for v in report.verdicts},
-    }
-
-
-def _fingerprint(run: Session, summary: Summary) -> str:
-    """Equal for measurements of one configuration and workload on one kind of hardware, whatever vLLM's version."""
-    import hashlib
-    import json
-
-    here = run.environment
-    engine = run.engines[summary.engine].on(here.device)
-    what = {
-        "hardware": [here.hardware, here.cores if here.device == "cpu" else engine.gpus],
-        "engine": [engine.model_name, dict(engine.args), dict(engine.env), engine.command],
-        "workload": [summary.workload, summary.description],
-        "shares_cpu": run.options.share_cpu,
-    }
-    text = json.dumps(what, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return conclusion.history_extra(
+        part,
+        report.environment,
+        started_at=report.started_at,
+        exit_code=report.exit_code,
+        quick=run.options.quick,
+        no_baseline=run.options.quick,
+        fingerprints={f"{s.engine}/{s.workload}": conclusion.fingerprint(run, s) for s in part.summaries.values()},
+    )

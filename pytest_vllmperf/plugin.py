@@ -159,6 +159,7 @@ def pytest_runtest_makereport(
 
         gathered = evidence or _Evidence()
         gathered.engines = session.launched(name)
+        gathered.places = {engine: session.environment for engine in gathered.engines}  # noqa: C420 - it costs
         report.vllmperf = gathered.to_builtins()  # type: ignore[attr-defined]
         if call.when == "call":
             report.vllmperf_fate = _fate(session, gathered)  # type: ignore[attr-defined]
@@ -205,14 +206,13 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if config is None or is_worker(config) or config.stash.get(SESSION, None) is None:
         return
     fate = getattr(report, "vllmperf_fate", None)
-    if report.failed and fate not in ("FAIL", "INVALID", "INCONCLUSIVE"):
-        config.stash[STATE].ordinary_failures += 1
+    other_failure = report.failed and fate not in ("FAIL", "INVALID", "INCONCLUSIVE")
     sent = getattr(report, "vllmperf", None)
-    if sent is not None:
-        from pytest_vllmperf.session import Evidence
+    if not other_failure and sent is None:
+        return
+    from pytest_vllmperf.journaling import take
 
-        config.stash[STATE].uses_engines = True
-        config.stash[SESSION].add_evidence(Evidence.from_builtins(sent), worker=getattr(report, "worker_id", "main"))
+    take(config.stash[SESSION], config.stash[STATE], report, other_failure=other_failure)
 
 
 _running: pytest.Config | None = None

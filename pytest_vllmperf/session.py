@@ -59,12 +59,15 @@ class Evidence:
     verdicts: list[Verdict] = field(default_factory=list)
     engines: dict[str, EngineReport] = field(default_factory=dict)
     sections: dict[str, Section] = field(default_factory=dict)
+    places: dict[str, Environment] = field(default_factory=dict)
+    """Where each engine ran: with workers on other machines not where the run is concluded."""
 
     def add(self, other: Evidence) -> None:
         """Take over everything of ``other``; a later judgement of the same value replaces the earlier."""
         self.summaries.update(other.summaries)
         self.engines.update(other.engines)
         self.sections.update(other.sections)
+        self.places.update(other.places)
         merged = {(v.engine, v.workload, v.metric): v for v in (*self.verdicts, *other.verdicts)}
         self.verdicts = list(merged.values())
 
@@ -76,6 +79,7 @@ class Evidence:
                 "verdicts": self.verdicts,
                 "engines": list(self.engines.values()),
                 "sections": list(self.sections.values()),
+                "places": self.places,
             }
         )
         return plain
@@ -85,6 +89,7 @@ class Evidence:
         """The reverse of :meth:`to_builtins`."""
         import msgspec
 
+        from pytest_vllmperf.domain.environment import Environment
         from pytest_vllmperf.domain.report import EngineReport
         from pytest_vllmperf.domain.section import Section
         from pytest_vllmperf.domain.summary import Summary
@@ -97,6 +102,7 @@ class Evidence:
             verdicts=msgspec.convert(plain["verdicts"], list[Verdict]),
             engines={e.name: e for e in engines},
             sections={s.id: s for s in msgspec.convert(plain["sections"], list[Section])},
+            places=msgspec.convert(plain["places"], dict[str, Environment]),
         )
 
 

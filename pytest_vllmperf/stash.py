@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_vllmperf.adapters.run_journal import JournalWriter
     from pytest_vllmperf.domain.report import Report
     from pytest_vllmperf.session import Evidence, Session
 
@@ -26,6 +27,7 @@ class RunState:
         internal_error: pytest itself broke, here or in a worker.
         comparison: What ``--benchmark-compare`` was given, kept until the hardware is known.
         report: The finished report.
+        journal: Takes what each test sent to disk at once; None where nothing is measured.
     """
 
     uses_engines: bool = False
@@ -35,6 +37,7 @@ class RunState:
     internal_error: bool = False
     comparison: str | bool | None = None
     report: Report | None = None
+    journal: JournalWriter | None = None
 
 
 # The keys' types are for the type checker: importing them would cost every start of pytest 10 ms and more.

@@ -58,6 +58,7 @@ def gather_environment(repository: Path, *, gpus: Sequence[Gpu], driver: str | N
         commit=_git(repository, "rev-parse", "HEAD"),
         dirty=None if status is None else bool(status),
         warnings=tuple(_warnings(gpus, cores)),
+        host=platform.node() or None,
     )
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "prepare",
     "pytest_benchmark_scale_unit",
     "record",
+    "run_as_file",
     "stored_runs",
 ]
 
@@ -100,6 +101,25 @@ def record(config: Any, summaries: Sequence[Summary], *, extra: Mapping[str, obj
             f"the run cannot be stored: pytest-benchmark {version('pytest-benchmark')} works differently inside "
             f"({type(error).__name__}: {error}); versions 5.0 to 5.3 are known to work"
         ) from error
+
+
+def run_as_file(
+    summaries: Sequence[Summary], *, extra: Mapping[str, object], machine_info: Mapping[str, object], at: str
+) -> dict[str, object]:
+    """The file :func:`record` would have left, for a run that pytest-benchmark did not see end.
+
+    ``at`` is when it began (ISO 8601), ``extra`` as for :func:`record`.
+    """
+    from importlib.metadata import version
+
+    entries = [entry for subject, summary in _subjects(summaries) for entry in _entries(subject, summary, extra)]
+    return {
+        "machine_info": dict(machine_info),
+        "commit_info": {"id": extra.get("commit")},
+        "benchmarks": [_benchmark(entry).as_dict(include_data=True) for entry in entries],
+        "datetime": at,
+        "version": version("pytest-benchmark"),
+    }
 
 
 def _turn_saving_on(config: Any, session: Any) -> None:

@@ -25,6 +25,7 @@ class Environment:
     """Facts of the machine and of the software under test; None where unknown.
 
     ``hardware`` is what limits match: the GPU's product name, or ``CPU <model>``.
+    ``host`` is the machine's name in its network.
     ``packages`` maps distribution names (vllm, torch, …) to versions.
     """
 
@@ -41,3 +42,4 @@ class Environment:
     commit: str | None
     dirty: bool | None
     warnings: tuple[str, ...]
+    host: str | None = None

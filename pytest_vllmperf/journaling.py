@@ -1,0 +1,68 @@
+"""Between the hooks and the journal: what each test sent is taken over by the run, and is on disk at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from pytest_vllmperf.adapters.run_journal import JournalWriter
+    from pytest_vllmperf.session import Session
+
+__all__ = ["open_journal", "take"]
+
+
+class RunState(Protocol):
+    """What of ``stash.RunState`` is touched here."""
+
+    uses_engines: bool
+    ordinary_failures: int
+    checked: bool
+    journal: JournalWriter | None
+
+
+def open_journal(run: Session) -> JournalWriter:
+    """Begin the journal of ``run`` in its report directory.
+
+    Raises:
+        OSError: It cannot be written there.
+    """
+    from pytest_vllmperf.adapters.run_journal import JOURNAL, JournalWriter
+    from pytest_vllmperf.session import builtins_only
+
+    journal = JournalWriter(run.options.report_directory / JOURNAL)
+    journal.start(
+        {
+            "started_at": run.started_at.isoformat(timespec="seconds"),
+            "environment": builtins_only(run.environment),
+            "limits": builtins_only(run.thresholds),
+            "quick": run.options.quick,
+            "record_only": run.options.record_only,
+        }
+    )
+    return journal
+
+
+def take(run: Session, state: RunState, report: Any, *, other_failure: bool) -> None:
+    """Take over what a test's ``report`` carries, and write it down."""
+    from pytest_vllmperf.conclusion import fingerprint
+    from pytest_vllmperf.session import Evidence
+
+    state.ordinary_failures += other_failure
+    worker = getattr(report, "worker_id", "main")
+    sent = getattr(report, "vllmperf", None)
+    line = {"test": report.nodeid, "when": report.when, "worker": worker, "other_failure": other_failure}
+    if sent is not None:
+        evidence = Evidence.from_builtins(sent)
+        known = dict(run.evidence.summaries)
+        state.uses_engines = True
+        run.add_evidence(evidence, worker=worker)
+        new = {key: summary for key, summary in evidence.summaries.items() if known.get(key) != summary}
+        line |= {
+            "found": replace(evidence, summaries=new).to_builtins(),  # tests share measurements: write each once
+            "fingerprints": {f"{s.engine}/{s.workload}": fingerprint(run, s) for s in new.values()},
+        }
+    if state.journal is None and state.checked:
+        state.journal = open_journal(run)
+    if state.journal is not None:
+        state.journal.test(line)
