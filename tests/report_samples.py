@@ -9,8 +9,22 @@ import numpy as np
 from pytest_vllmperf.domain.environment import Environment, Gpu
 from pytest_vllmperf.domain.evidence import Evidence
 from pytest_vllmperf.domain.report import EngineReport, Report
+from pytest_vllmperf.domain.section import (
+    Band,
+    Cell,
+    Forest,
+    ForestRow,
+    Line,
+    LinePlot,
+    Marker,
+    Point,
+    Scatter,
+    Section,
+    Table,
+)
 from pytest_vllmperf.domain.summary import Summary, metric_values
 from pytest_vllmperf.domain.thresholds import Limit, Outcome, Verdict
+from pytest_vllmperf.domain.timeline import RequestSpan, Series, Timeline
 
 ENVIRONMENT = Environment(
     hardware="NVIDIA H200",
@@ -61,6 +75,46 @@ def engine(name, state="measured", reason=None, log_path=None):
     )
 
 
+def over_time(*, requests=40, concurrency=8, duration=12.0, failed=0, seed=0):
+    """A closed loop's timeline: a ramp, a steady window, a drain; memory that grows; its slowest requests."""
+    random = np.random.default_rng(seed)
+    bins = 60
+    at = [round(duration * i / bins, 4) for i in range(bins)]
+    shape = np.clip(np.minimum(np.arange(bins) / 4, (bins - np.arange(bins)) / 6), 0, 1)
+    busy = np.round(concurrency * shape, 2).tolist()
+    tokens = np.round(110.0 * concurrency * shape * random.normal(1, 0.08, bins).clip(0.3), 1).tolist()
+    kept = at[::4]
+    memory = [float(3 * 2**30 + 2**24 * i) for i in range(len(kept))]
+    device = [float(118 * 2**30 + 2**28 * i) for i in range(len(kept))]
+    starts = np.sort(random.uniform(0, duration * 0.7, min(20, requests)))
+    spans = [
+        RequestSpan(
+            index=int(i * 2),
+            outcome="timeout" if i < failed else "success",
+            intended_s=round(float(start), 4),
+            sent_s=round(float(start) + 0.002, 4),
+            first_token_s=None if i < failed else round(float(start) + 0.2 + 0.4 * random.random(), 4),
+            ended_s=round(min(duration, float(start) + 3.0 * (1 + 0.2 * random.random())), 4),
+            input_tokens=128,
+            output_tokens=None if i < failed else 256,
+        )
+        for i, start in enumerate(starts)
+    ]
+    ceiling = 141.0 * 2**30
+    return Timeline(
+        duration_s=duration,
+        series={
+            "output_throughput": Series(unit="tok/s", at_s=at, values=tokens, bin_s=duration / bins),
+            "concurrency": Series(unit="requests", at_s=at, values=busy, bin_s=duration / bins),
+            "host_memory": Series(unit="B", at_s=kept, values=memory),
+            "device_memory": Series(unit="B", at_s=kept, values=device, ceiling=ceiling),
+            "kv_cache_usage": Series(unit="ratio", at_s=kept, values=[0.02 * i for i in range(len(kept))]),
+        },
+        slowest=tuple(sorted(spans, key=lambda span: span.intended_s - span.ended_s)),
+        steady_s=(0.07 * duration, 0.9 * duration),
+    )
+
+
 def load(engine, workload, *, n=80, scale=1.0, seed=0, invalid=(), warnings=(), failures=None, **scalars):
     """A load measurement of ``n`` completed requests."""
     failures = failures or {}
@@ -68,6 +122,8 @@ def load(engine, workload, *, n=80, scale=1.0, seed=0, invalid=(), warnings=(), 
         "ttft": samples(n, 0.2 * scale, seed),
         "tpot": samples(n, 0.02 * scale, seed + 1),
         "e2el": samples(n, 3.0 * scale, seed + 2),
+        "service_ttft": samples(n, 0.19 * scale, seed),
+        "service_e2el": samples(n, 2.9 * scale, seed + 2),
     }
     requests = n + sum(failures.values())
     return Summary(
@@ -93,6 +149,7 @@ def load(engine, workload, *, n=80, scale=1.0, seed=0, invalid=(), warnings=(), 
         invalid=invalid,
         warnings=warnings,
         facts={"input_tokens": 6400, "client_loop": "uvloop", "wait_s": 0.25, "ids": list(range(500))},
+        timeline=over_time(requests=requests, seed=seed, failed=min(3, sum(failures.values()))) if requests else None,
     )
 
 
@@ -137,6 +194,93 @@ def verdict(summary, metric, outcome, reason, *, maximum=None, minimum=None, tex
     )
 
 
+SECTION = Section(
+    id="gate",
+    title="max-perf against baseline",
+    sentences=("Throughput −29 % [−31 %, −27 %] at heavy load; TTFT mean +16 % [−2 %, +37 %].",),
+    tables=(
+        Table(
+            title="Four pairs of launches, ABBA",
+            head=("Metric", "baseline", "max-perf", "Change", "Verdict"),
+            right=("baseline", "max-perf", "Change"),
+            rows=(
+                (
+                    "output_throughput",
+                    Cell(text="11 343 tok/s", value=11343.0, measurement=("baseline", "burst")),
+                    "7 524 tok/s",
+                    Cell(text="−29 %", value=-0.29, kind="worse"),
+                    Cell(text="FAIL", kind="fail"),
+                ),
+                ("tpot_mean", "4.78 ms", "4.89 ms", "+2.3 %", Cell(text="PASS", kind="pass")),
+            ),
+            note="Intervals at 95 %.",
+        ),
+    ),
+    forests=(
+        Forest(
+            title="Change of max-perf against baseline",
+            tolerance=0.05,
+            rows=(
+                ForestRow(label="output_throughput", estimate=-0.29, low=-0.31, high=-0.27, kind="fail", text="FAIL"),
+                ForestRow(
+                    label="ttft_mean", estimate=0.16, low=-0.02, high=0.37, kind="inconclusive", text="INCONCLUSIVE"
+                ),
+                ForestRow(label="tpot_mean", estimate=0.023, low=0.011, high=0.035, kind="pass", text="PASS"),
+                ForestRow(label="host_memory_peak", estimate=0.0, low=0.0, high=0.0, kind="pass", text="PASS"),
+            ),
+        ),
+    ),
+    scatters=(
+        Scatter(
+            title="burst",
+            x_label="output throughput",
+            y_label="TTFT mean",
+            x_unit="tok/s",
+            y_unit="s",
+            x_better="higher",
+            y_better="lower",
+            points=(
+                Point(label="baseline", x=8110.0, y=0.185, front=True),
+                Point(label="max-perf", x=6670.0, y=0.519),
+                Point(label="fp8", x=8900.0, y=0.24, front=True),
+            ),
+        ),
+    ),
+    lines=(
+        LinePlot(
+            title="TTFT mean of baseline × burst",
+            y_unit="s",
+            from_zero=False,
+            x_names=tuple(f"12-{day:02}" for day in range(1, 21)),
+            lines=(
+                Line(
+                    name="baseline",
+                    x=tuple(float(i) for i in range(20)),
+                    y=tuple(0.2 + (0.02 if i > 13 else 0.0) + 0.002 * (i % 3) for i in range(20)),
+                    low=tuple(0.19 + (0.02 if i > 13 else 0.0) for i in range(20)),
+                    high=tuple(0.212 + (0.02 if i > 13 else 0.0) for i in range(20)),
+                    dots=True,
+                ),
+            ),
+            markers=(Marker(text="+9.8 % since 12-15", x=14.0, kind="fail"),),
+        ),
+        LinePlot(
+            title="goodput by request rate",
+            x_unit="req/s",
+            y_unit="req/s",
+            lines=(
+                Line(name="baseline", x=(1.0, 2.0, 4.0, 8.0), y=(1.0, 2.0, 3.9, 5.1), dots=True),
+                Line(name="max-perf", x=(1.0, 2.0, 4.0, 8.0), y=(1.0, None, 3.7, 4.4), dots=True),
+            ),
+            markers=(Marker(text="limit", y=4.0),),
+            bands=(Band(start=3.5, end=4.5, text="knee"),),
+        ),
+    ),
+    notes=("What this does not say: anything about other hardware.",),
+    kind="fail",
+)
+
+
 def troubled(log_folder="reports/latest/logs"):
     """A run in which nothing is missing: passes, failures, a broken, a crashed and a skipped part."""
     baseline = load("baseline", "burst", failures={"timeout": 3, "http_error": 1}, warnings=("failed requests: 4",))
@@ -167,10 +311,11 @@ def troubled(log_folder="reports/latest/logs"):
         ),
         problems=("thresholds.toml: limit[4].accuracy applies here, but accuracy was never judged",),
         exit_code=1,
+        sections=(SECTION,),
     )
 
 
-FIXED = ("metric", "kind", "device", "outcome", "state", "source", "started_at")
+FIXED = ("metric", "kind", "device", "outcome", "state", "source", "started_at", "unit", "x_better", "y_better", "id")
 """Keys whose values are words of the program's own."""
 
 
@@ -179,6 +324,8 @@ def with_text(report, change):
 
     def walk(value, key=None):
         if isinstance(value, dict):
+            if key == "series":
+                return {change(name): walk(series) for name, series in value.items()}
             if key == "metrics":
                 return {name: {**v, "missing": v["missing"] and change(v["missing"])} for name, v in value.items()}
             free = key in ("facts", "failures", "packages", "filters", "rates")

@@ -231,7 +231,7 @@ def test_a_change_within_tolerance_has_no_direction_and_a_zero_has_no_ratio(page
 
 def test_a_broken_measurement_is_never_compared(page):
     broken = sample.load("max-perf", "burst", invalid=("usage is missing",))
-    report = replace(sample.troubled(), summaries=(sample.load("baseline", "burst"), broken), verdicts=())
+    report = replace(sample.troubled(), summaries=(sample.load("baseline", "burst"), broken), verdicts=(), sections=())
     assert page(report).compared("output_throughput") is None
 
 

@@ -70,6 +70,7 @@ def _policy(style: str, script: str) -> str:
         "base-uri": "'none'",
         "form-action": "'none'",
         "require-trusted-types-for": "'script'",
+        "trusted-types": "vllmperf",
     }
     return "; ".join(f"{name} {value}" for name, value in allowed.items())
 

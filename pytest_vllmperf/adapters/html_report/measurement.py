@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_vllmperf.adapters.html_report.over_time import Phase, Waterfall, phases, time_figures, waterfall
 from pytest_vllmperf.adapters.html_report.plots import Plot, ecdf_plot
 from pytest_vllmperf.domain.metrics import STATISTICS, metric
 from pytest_vllmperf.domain.units import MISSING, format_quantity
 
 if TYPE_CHECKING:
+    from pytest_vllmperf.adapters.html_report.lines import LineFigure
     from pytest_vllmperf.adapters.html_report.table import Line
     from pytest_vllmperf.domain.report import Report
     from pytest_vllmperf.domain.summary import MetricValue, Summary
@@ -38,7 +40,8 @@ class Measurement:
     """One :class:`~pytest_vllmperf.domain.summary.Summary`.
 
     ``distributions`` holds name, number of samples and one text for each of ``STATISTICS`` (with whether there are
-    samples enough to judge it); ``scalars`` name and text; ``missing`` names without a value and why.
+    samples enough to judge it); ``scalars`` name and text; ``missing`` names without a value and why;
+    ``phases`` a title and the parts of each way to divide a mean request's time.
     """
 
     id: str
@@ -47,6 +50,10 @@ class Measurement:
     kind: str
     lines: tuple[Line, ...]
     plots: tuple[Plot, ...]
+    over_time: tuple[LineFigure, ...]
+    waterfall: Waterfall | None
+    phases: tuple[tuple[str, tuple[Phase, ...]], ...]
+    time_notes: tuple[str, ...]
     failures: tuple[Failure, ...]
     distributions: tuple[tuple[str, int, tuple[tuple[str, bool], ...]], ...]
     scalars: tuple[tuple[str, str], ...]
@@ -62,14 +69,19 @@ def measurements(
     for verdict in report.verdicts:
         if verdict.limit is not None:
             limits[verdict.engine, verdict.workload, verdict.metric] = (verdict.limit, verdict)
+    host = report.environment.memory_bytes
     return tuple(
-        _measurement(s, targets[s.engine, s.workload], lines.get((s.engine, s.workload), ()), limits)
+        _measurement(s, targets[s.engine, s.workload], lines.get((s.engine, s.workload), ()), limits, host)
         for s in report.summaries
     )
 
 
 def _measurement(
-    summary: Summary, target: str, lines: Sequence[Line], limits: Mapping[tuple[str, str, str], tuple[Limit, Verdict]]
+    summary: Summary,
+    target: str,
+    lines: Sequence[Line],
+    limits: Mapping[tuple[str, str, str], tuple[Limit, Verdict]],
+    host_memory_bytes: int,
 ) -> Measurement:
     kinds = {line.kind for line in lines}
     worst = next((k for k in ("fail", "invalid", "inconclusive", "pass") if k in kinds), "shown")
@@ -82,6 +94,10 @@ def _measurement(
         kind="invalid" if summary.invalid else worst,
         lines=tuple(lines),
         plots=tuple(plot for name in _PLOTTED if (plot := _plot(name, summary, limits)) is not None),
+        over_time=time_figures(summary.timeline, host_memory_bytes=host_memory_bytes) if summary.timeline else (),
+        waterfall=waterfall(summary.timeline) if summary.timeline else None,
+        phases=tuple(phases(summary)),
+        time_notes=(),
         failures=tuple(_failures(summary)),
         distributions=tuple(_distribution(v, summary) for v in values if metric(v.name).distribution and v.n),
         scalars=tuple((v.name, _shown(v)) for v in scalars if v.value is not None),

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from pytest_vllmperf.adapters.html_report.comparison import Comparison, comparisons
+from pytest_vllmperf.adapters.html_report.contributed import DrawnSection, drawn_section
 from pytest_vllmperf.adapters.html_report.measurement import Measurement, measurements
+from pytest_vllmperf.adapters.html_report.pareto import pareto_section
 from pytest_vllmperf.adapters.html_report.table import Line, css_class, lines, tally, wrong
 from pytest_vllmperf.adapters.html_report.trends import PastRun, Trends
 from pytest_vllmperf.domain.metrics import METRICS, metric
@@ -21,12 +23,17 @@ from pytest_vllmperf.domain.units import format_quantity
 if TYPE_CHECKING:
     from pytest_vllmperf.domain.evidence import Evidence
     from pytest_vllmperf.domain.report import EngineReport, Report
+    from pytest_vllmperf.domain.section import Section
     from pytest_vllmperf.domain.summary import Summary
 
 __all__ = ["EngineCard", "Page", "QualityRow", "arrange"]
 
 _WRONG_SHOWN = 40
 """Longer lists of what is wrong end in a pointer to the table, which has them all."""
+
+
+_AT_ONCE = 40
+"""More measurements than this hand their evidence to the browser only when they come near its window."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +81,8 @@ class Page:
     lines: tuple[Line, ...]
     past_runs: int
     comparisons: tuple[Comparison, ...]
+    sections: tuple[DrawnSection, ...]
+    later: bool
     measurements: tuple[Measurement, ...]
     quality: tuple[QualityRow, ...]
     engines: tuple[EngineCard, ...]
@@ -101,12 +110,21 @@ def arrange(report: Report, *, folder: Path, history: Sequence[PastRun]) -> Page
         lines=table,
         past_runs=len(history) if any(line.trend for line in table) else 0,
         comparisons=comparisons(report, targets),
+        sections=tuple(drawn_section(section, targets) for section in _sections(report)),
+        later=len(report.summaries) > _AT_ONCE,
         measurements=measurements(report, targets, by_subject),
         quality=tuple(_quality(s, targets[s.engine, s.workload]) for s in report.summaries if s.kind == "quality"),
         engines=cards,
         environment=tuple(_environment(report)),
         glossary=_glossary(report),
     )
+
+
+def _sections(report: Report) -> Iterator[Section]:
+    """What others contributed, then what the page adds by itself."""
+    yield from report.sections
+    if (pareto := pareto_section(report)) is not None and pareto.id not in {s.id for s in report.sections}:
+        yield pareto
 
 
 def _card(engine: EngineReport, place: int, folder: Path) -> EngineCard:

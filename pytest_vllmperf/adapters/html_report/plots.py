@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pytest_vllmperf.adapters.html_report.axes import Axis, Tick, axis_ticks
 from pytest_vllmperf.domain.metrics import STATISTICS
 from pytest_vllmperf.domain.units import format_quantity
 
-__all__ = ["HEIGHT", "WIDTH", "Curve", "Mark", "Plot", "Scale", "Tick", "ecdf_path", "ecdf_plot", "sparkline"]
+__all__ = ["HEIGHT", "WIDTH", "Curve", "Mark", "Plot", "ecdf_path", "ecdf_plot", "sparkline"]
 
 WIDTH, HEIGHT = 600, 240
 """Units of the drawing area. It is shown at about half of that in pixels: one unit is finer than a pixel."""
@@ -22,31 +23,6 @@ _SHORTEST = 1e-9
 """A clock in nanoseconds knows nothing shorter; no axis needs to be finer."""
 _LIMIT_REACH = 1.5
 """A limit up to this many times the largest sample stretches the axis; one further away is only named."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
-    """A horizontal axis from ``low`` to ``high`` (base units), logarithmic where ``log``."""
-
-    low: float
-    high: float
-    log: bool
-
-    def unit_of(self, value: float) -> float:
-        """Where ``value`` stands, from 0 (left) to ``WIDTH``; values beyond the axis stand at its end."""
-        if self.log:
-            share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
-        else:
-            share = (value - self.low) / (self.high - self.low)
-        return WIDTH * min(1.0, max(0.0, share))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tick:
-    """A labelled place on the horizontal axis."""
-
-    x: int
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,17 +85,17 @@ def ecdf_plot(
     """
     finite = [(series, name, np.sort(_finite(values))) for series, (name, values) in enumerate(samples)]
     drawn = [(series, name, values) for series, name, values in finite if values.size]
-    scale = _scale([values for _, _, values in drawn], [value for _, value, _ in limits])
+    axis = _axis([values for _, _, values in drawn], [value for _, value, _ in limits])
     fewest = min(values.size for _, _, values in drawn)
-    marks = [_mark(name, value, fewest, scale, unit) for name, value in statistics]
+    marks = [_mark(name, value, fewest, axis, unit) for name, value in statistics]
     said = [f"{name}: {values.size} samples" for _, name, values in drawn] + [mark.text for mark in marks]
     return Plot(
         title=title,
-        curves=tuple(Curve(name=name, path=ecdf_path(values, scale), series=series) for series, name, values in drawn),
-        ticks=_ticks(scale, unit),
+        curves=tuple(Curve(name=name, path=ecdf_path(values, axis), series=series) for series, name, values in drawn),
+        ticks=_ticks(axis, unit),
         marks=tuple(marks),
-        limits=tuple(_limit(text, value, verdict, scale) for text, value, verdict in limits),
-        log=scale.log,
+        limits=tuple(_limit(text, value, verdict, axis) for text, value, verdict in limits),
+        log=axis.log,
         spoken=f"Distribution of {title}; " + ", ".join([*said, *(f"limit {text}" for text, _, _ in limits)]),
     )
 
@@ -134,21 +110,21 @@ def _shown(value: float, unit: str) -> str:
     return format_quantity(value, unit=unit)
 
 
-def _mark(name: str, value: float, n: int, scale: Scale, unit: str) -> Mark:
+def _mark(name: str, value: float, n: int, axis: Axis, unit: str) -> Mark:
     statistic = STATISTICS[name]
     return Mark(
-        x=round(scale.unit_of(value)),
+        x=_unit_of(value, axis),
         y=None if statistic.quantile is None else round(HEIGHT * (1 - statistic.quantile)),
         text=f"{name} {_shown(value, unit)}",
         enough=n >= statistic.minimum_samples,
     )
 
 
-def _limit(text: str, value: float, verdict: str, scale: Scale) -> Mark:
-    return Mark(x=round(scale.unit_of(value)), y=None, text=text, verdict=verdict, beyond=value > scale.high)
+def _limit(text: str, value: float, verdict: str, axis: Axis) -> Mark:
+    return Mark(x=_unit_of(value, axis), y=None, text=text, verdict=verdict, beyond=value > axis.high)
 
 
-def _scale(curves: Sequence[np.ndarray], limits: Sequence[float]) -> Scale:
+def _axis(curves: Sequence[np.ndarray], limits: Sequence[float]) -> Axis:
     """An axis that holds every sample, and the limits that are near."""
     largest = max(float(values[-1]) for values in curves)
     smallest = min(float(values[0]) for values in curves)
@@ -156,18 +132,18 @@ def _scale(curves: Sequence[np.ndarray], limits: Sequence[float]) -> Scale:
     high = max([largest, *near]) * 1.04
     median = min(float(np.median(values)) for values in curves)
     if smallest >= _SHORTEST and largest > _LOG_FROM * median:
-        return Scale(low=min([smallest, *(limit for limit in near if limit >= _SHORTEST)]) * 0.9, high=high, log=True)
+        return Axis(low=min([smallest, *(limit for limit in near if limit >= _SHORTEST)]) * 0.9, high=high, log=True)
     low = min(0.0, smallest)
-    return Scale(low=low, high=high if high > low + _SHORTEST else low + 1.0, log=False)
+    return Axis(low=low, high=high if high > low + _SHORTEST else low + 1.0, log=False)
 
 
-def ecdf_path(ordered: np.ndarray, scale: Scale) -> str:
+def ecdf_path(ordered: np.ndarray, axis: Axis) -> str:
     """The staircase of ascending samples, as SVG path data.
 
     Every step that is wider or higher than one unit of the drawing area is there, at its true place: what is left
     out cannot be seen. So the path has at most ``WIDTH + HEIGHT`` segments, however many samples there are.
     """
-    columns = _columns(ordered, scale)
+    columns = _columns(ordered, axis)
     rises = np.round(HEIGHT * np.arange(1, ordered.size + 1) / ordered.size).astype(np.int64)
     last_of_column = np.append(columns[1:] > columns[:-1], True)
     xs, ys = columns[last_of_column], rises[last_of_column]
@@ -178,38 +154,22 @@ def ecdf_path(ordered: np.ndarray, scale: Scale) -> str:
     return f"M0 {HEIGHT}{steps}H{WIDTH}"
 
 
-def _columns(ordered: np.ndarray, scale: Scale) -> np.ndarray:
-    """:meth:`Scale.unit_of` of a whole array, in whole units."""
-    if scale.log:
-        share = np.log(ordered / scale.low) / math.log(scale.high / scale.low)
+def _columns(ordered: np.ndarray, axis: Axis) -> np.ndarray:
+    """:meth:`Axis.share` of a whole array, in whole units."""
+    if axis.log:
+        share = np.log(ordered / axis.low) / math.log(axis.high / axis.low)
     else:
-        share = (ordered - scale.low) / (scale.high - scale.low)
+        share = (ordered - axis.low) / (axis.high - axis.low)
     columns: np.ndarray = np.round(WIDTH * np.clip(share, 0.0, 1.0)).astype(np.int64)
     return columns
 
 
-def _ticks(scale: Scale, unit: str) -> tuple[Tick, ...]:
-    values = _log_ticks(scale) if scale.log else _linear_ticks(scale, unit)
-    return tuple(Tick(x=round(scale.unit_of(value)), text=_shown(value, unit)) for value in values)
+def _ticks(axis: Axis, unit: str) -> tuple[Tick, ...]:
+    return tuple(Tick(x=_unit_of(value, axis), text=_shown(value, unit)) for value in axis_ticks(axis, unit))
 
 
-_TICKS = 5
-
-
-def _linear_ticks(scale: Scale, unit: str) -> list[float]:
-    """Round values, at most about ``_TICKS`` of them."""
-    span = scale.high - scale.low
-    base = 2.0 ** math.floor(math.log2(span)) if unit == "B" else 10.0 ** math.floor(math.log10(span))
-    factors = (0.125, 0.25, 0.5, 1.0) if unit == "B" else (0.1, 0.2, 0.25, 0.5, 1.0, 2.0, 2.5)
-    step = next((base * f for f in factors if span / (base * f) <= _TICKS), base * factors[-1])
-    first, last = math.ceil(scale.low / step), math.floor(scale.high / step)
-    return [step * i for i in range(first, last + 1)]
-
-
-def _log_ticks(scale: Scale) -> list[float]:
-    """Powers of ten inside the axis; of those, evenly at most about ``_TICKS``."""
-    first, last = math.ceil(math.log10(scale.low)), math.floor(math.log10(scale.high))
-    return [10.0**power for power in range(first, last + 1, max(1, math.ceil((last - first) / _TICKS)))]
+def _unit_of(value: float, axis: Axis) -> int:
+    return round(WIDTH * axis.share(value))
 
 
 _SPARK_WIDTH, _SPARK_HEIGHT = 96, 20

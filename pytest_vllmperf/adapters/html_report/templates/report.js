@@ -9,29 +9,33 @@
   const verdictColumn = heads.length - 1;
   const verdicts = ["FAIL", "INVALID", "INCONCLUSIVE", "PASS"];
   const text = (row, column) => row.cells[column].textContent;
-  const rows = Array.from(body.rows, (row, place) => ({
-    row,
-    place,
-    words: row.textContent === "" ? "" : Array.from(row.cells, (cell) => cell.textContent).join(" ").toLowerCase(),
-    engine: text(row, 0),
-    workload: text(row, 1),
-    verdict: text(row, verdictColumn),
+  // Reading thousands of rows takes long: not before somebody filters or sorts.
+  let rows = null;
+  const model = () => (rows ??= Array.from(body.rows, (row, place) => {
+    const cells = Array.from(row.cells, (cell) => cell.textContent);
+    const words = cells.join(" ").toLowerCase();
+    return { row, place, words, engine: cells[0], workload: cells[1], verdict: cells[verdictColumn] };
   }));
   const outcome = (entry) => (verdicts.includes(entry.verdict) ? entry.verdict : "shown");
 
   function filter() {
+    const entries = model();
     const wanted = form.elements.text.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
-    for (const entry of rows) {
+    for (const entry of entries) {
       const kept =
         wanted.every((word) => entry.words.includes(word)) &&
         (!form.elements.engine.value || form.elements.engine.value === entry.engine) &&
         (!form.elements.workload.value || form.elements.workload.value === entry.workload) &&
         (!form.elements.verdict.value || form.elements.verdict.value === outcome(entry));
-      entry.row.hidden = !kept;
+      if (entry.row.hidden === kept) entry.row.hidden = !kept;
       shown += kept;
     }
-    form.querySelector("output").value = shown === rows.length ? `${shown} rows` : `${shown} of ${rows.length} rows`;
+    tell(shown, entries.length);
+  }
+
+  function tell(shown, all) {
+    form.querySelector("output").value = shown === all ? `${shown} rows` : `${shown} of ${all} rows`;
   }
 
   const number = (entry, column) => {
@@ -46,13 +50,14 @@
   const compare = new Intl.Collator(undefined, { numeric: true }).compare;
 
   function sort(column, kind, direction) {
-    for (const entry of rows) entry.key = keys[kind](entry, column);
-    rows.sort((a, b) => {
+    const entries = model();
+    for (const entry of entries) entry.key = keys[kind](entry, column);
+    entries.sort((a, b) => {
       if (a.key === null || b.key === null) return (a.key === null) - (b.key === null) || a.place - b.place;
       const order = typeof a.key === "number" ? a.key - b.key : compare(a.key, b.key);
       return order * direction || a.place - b.place;
     });
-    body.replaceChildren(...rows.map((entry) => entry.row));
+    body.replaceChildren(...entries.map((entry) => entry.row));
   }
 
   heads.forEach((head, column) => {
@@ -75,11 +80,58 @@
     });
   }
   form.hidden = false;
-  filter();
+  tell(body.rows.length, body.rows.length);
+})();
+
+// Evidence of a large run is text until its card comes near the window: what nobody looks at costs nothing.
+const reveal = (function () {
+  const markup = "trustedTypes" in window
+    ? trustedTypes.createPolicy("vllmperf", { createHTML: (text) => text })
+    : { createHTML: (text) => text };
+  function shown(card) {
+    const held = card && card.querySelector(":scope > noscript");
+    if (!held) return;
+    const parsed = new DOMParser().parseFromString(markup.createHTML(held.textContent), "text/html");
+    held.replaceWith(...Array.from(parsed.body.childNodes, (node) => document.importNode(node, true)));
+  }
+  const cards = Array.from(document.querySelectorAll("article > noscript"), (held) => held.parentElement);
+  const near = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (entry.isIntersecting) {
+        shown(entry.target);
+        near.unobserve(entry.target);
+      }
+    }
+  }, { rootMargin: "600px" });
+  for (const card of cards) near.observe(card);
+  return { all: () => cards.forEach(shown), of: shown };
+})();
+
+// A link into a card shows what it points at, even where that was text until now.
+(function () {
+  function follow() {
+    const id = decodeURIComponent(location.hash.slice(1));
+    if (!/^m\d+/.test(id)) return;
+    reveal.of(document.getElementById(id.split("-")[0]));
+    const target = document.getElementById(id);
+    if (target) target.scrollIntoView();
+  }
+  addEventListener("hashchange", follow);
+  follow();
+  // Every cell of a row leads to its evidence, not only the metric's name.
+  const body = document.querySelector("table.results tbody");
+  if (body) {
+    body.addEventListener("click", (event) => {
+      if (event.target.closest("a, button") || String(getSelection())) return;
+      const link = event.target.closest("tr").querySelector("td.m a");
+      if (link) link.click();
+    });
+  }
 })();
 
 // On paper nothing can be opened, so everything is.
 addEventListener("beforeprint", () => {
+  reveal.all();
   for (const closed of document.querySelectorAll("details:not([open])")) {
     closed.open = true;
     closed.dataset.closed = "";
