@@ -90,7 +90,10 @@ class PoolLauncher:
             summaries = {"startup": start_up_summary(handle)}
             for what in asked:
                 summaries[what.name] = self.measure_one(handle, what)
-                self.pool.ensure_alive(engine.name)  # a crash says more than the failed requests it leaves
+                failed = bool(summaries[what.name].failures)
+                self.pool.ensure_alive(
+                    engine.name, serves=failed
+                )  # a crash says more than the failed requests it leaves
             return Launch(
                 engine=engine.name,
                 number=self.pool.launches(engine.name),

@@ -66,7 +66,7 @@ def vllm_measure(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> C
             session.measured[key] = session.measure_on(vllm_engine, asked)
         summary = _taken(request.node, session.measured[key])
         if summary.failures:  # was it the engine? Then its own last words say more than the client's
-            session.pool.ensure_alive(vllm_engine.name)
+            session.pool.ensure_alive(vllm_engine.name, serves=True)
         return summary
 
     return _plain_errors(measure_once)

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pytest_vllmperf.domain.engine import EngineHandle
 from pytest_vllmperf.domain.prompts import Conversations, FillContext, RandomPrompts, SharedPrefix
-from pytest_vllmperf.domain.records import LoadRun, MemorySample, ServerCounters
+from pytest_vllmperf.domain.records import LoadRun
 from pytest_vllmperf.domain.summary import Summary, summarize
 from pytest_vllmperf.domain.timeline import timeline
 from pytest_vllmperf.domain.workload import Workload
 
-__all__ = ["Watch", "measure", "prompt_seed", "quick_form", "resolved", "start_up_summary", "token_range", "warm_up_of"]
+if TYPE_CHECKING:
+    from pytest_vllmperf.watch import Watch
+
+__all__ = ["measure", "prompt_seed", "quick_form", "resolved", "start_up_summary", "token_range", "warm_up_of"]
 
 Progress = Callable[[str], None]
 
-_HOST_PERIOD_S = 1.0
-"""Reading a proportional set size walks page tables (milliseconds for a few GiB): once a second will do."""
-_COUNTER_PERIOD_S = 0.5
-_DEVICE_PERIOD_S = 0.05
+_COOLING_S = 120.0
+_COOLING_POLL_S = 1.0
 _WARM_UP_TOKENS = 64
 _FIRST_WORD_TOKEN = 259
 """In byte-level vocabularies the first ids are specials and single bytes; text of those may be invisible."""
@@ -48,12 +49,32 @@ def measure(
         WorkloadError: The workload does not fit this engine, or its file cannot be read.
         LoadProcessError: The load process died; nothing was measured.
     """
+    tell = progress or (lambda _line: None)
+    gpus = tuple(gpu_uuids) or engine.gpu_uuids
+    summary, throttled = _measure_once(engine, workload, gpus=gpus, tell=tell, keep=keep)
+    if not throttled:
+        return summary
+    waited_s = _cool_down(gpus, tell=lambda line: tell(f"{engine.name}: {workload.name}: {line}"))
+    again, _ = _measure_once(engine, workload, gpus=gpus, tell=tell, keep=keep)
+    note = f"measured a second time, {waited_s:.0f} s after a first one whose GPUs were throttled"
+    return replace(again, warnings=(*again.warnings, note))
+
+
+def _measure_once(
+    engine: EngineHandle,
+    workload: Workload,
+    *,
+    gpus: tuple[str, ...],
+    tell: Progress,
+    keep: Callable[[LoadRun], None] | None,
+) -> tuple[Summary, bool]:
+    """The measurement, and whether GPUs too hot to be believed are what is wrong with it."""
     from pytest_vllmperf.adapters.control_client import ControlClient
     from pytest_vllmperf.adapters.gpu import total_memory_bytes
     from pytest_vllmperf.load.driver import run_load
+    from pytest_vllmperf.watch import Life, Watch
 
     asked = resolved(workload, engine)
-    tell = progress or (lambda _line: None)
     words = token_range(engine.config.model)
 
     def drive(what: Workload, part: str) -> LoadRun:
@@ -64,16 +85,16 @@ def measure(
             api_key=engine.api_key,
             token_range=words,
             seed=prompt_seed(asked, part),
+            called_off=life.verdict,
         )
 
-    warm_up = warm_up_of(asked)
-    tell(f"{engine.name}: {asked.name}: warm-up, {warm_up.describe()}")
-    drive(warm_up, "warm-up")
-    tell(f"{engine.name}: {asked.name}: {asked.describe()}")
-    with ControlClient(engine.base_url, engine.api_key) as control:
-        watch = Watch(pid=engine.pid, gpu_uuids=tuple(gpu_uuids), counters=control.counters)
+    with Life(engine) as life, ControlClient(engine.base_url, engine.api_key) as control:
+        warm_up = warm_up_of(asked)
+        tell(f"{engine.name}: {asked.name}: warm-up, {warm_up.describe()}")
+        drive(warm_up, "warm-up")
+        tell(f"{engine.name}: {asked.name}: {asked.describe()}")
         before = control.counters()
-        with watch:
+        with Watch(pid=engine.pid, gpu_uuids=gpus, counters=control.counters) as watch:
             run = drive(asked, "measured")
         after = control.counters()
     summary = summarize(
@@ -85,7 +106,7 @@ def measure(
         before=before,
         during=watch.scrapes,
         after=after,
-        device_memory_missing="no GPU" if not gpu_uuids else "the driver did not tell",
+        shared_endpoint=engine.config.url is not None,
     )
     if keep is not None:
         keep(run)
@@ -94,9 +115,59 @@ def measure(
         run,
         memory=watch.memory,
         counters=(before, *watch.scrapes, after),
-        device_memory_bytes=total_memory_bytes(gpu_uuids),
+        device_memory_bytes=total_memory_bytes(gpus),
     )
-    return replace(summary, warnings=(*summary.warnings, *watch.failures), timeline=over_time)
+    doubts = (life.verdict(),) if life.verdict() else ()
+    summary = replace(
+        summary,
+        invalid=(*summary.invalid, *(doubt for doubt in doubts if doubt)),
+        warnings=(*summary.warnings, *watch.failures),
+        timeline=over_time,
+    )
+    return _with_devices(summary, watch, gpus=gpus, baseline_bytes=engine.device_baseline_bytes)
+
+
+def _with_devices(
+    summary: Summary, watch: Watch, *, gpus: tuple[str, ...], baseline_bytes: int | None
+) -> tuple[Summary, bool]:
+    """``summary`` with what the GPUs did, and whether they were throttled."""
+    from pytest_vllmperf.adapters.gpu import why_not
+    from pytest_vllmperf.domain.device import device_use
+    from pytest_vllmperf.domain.summary import metric_values
+    from pytest_vllmperf.watch import steady_bytes
+
+    tokens = summary.facts.get("output_tokens")
+    use = device_use(
+        watch.devices,
+        baseline_bytes=baseline_bytes,
+        output_tokens=tokens if isinstance(tokens, int) else None,
+        unavailable=why_not() if gpus else "no GPU",
+    )
+    metrics = metric_values(
+        distributions={},
+        scalars={**use.values, "host_memory_steady": steady_bytes(watch.memory)},
+        missing={**use.missing, "host_memory_steady": "the process tree could not be read"},
+    )
+    whole = replace(
+        summary,
+        metrics={**summary.metrics, **metrics},
+        invalid=(*summary.invalid, *use.invalid),
+        warnings=(*summary.warnings, *use.warnings),
+        facts={**summary.facts, **(use.facts if gpus else {})},
+    )
+    return whole, use.throttled
+
+
+def _cool_down(gpus: Sequence[str], *, tell: Progress) -> float:
+    """Wait until the GPUs are held back by heat no more; how long that took, 120 s at most."""
+    from pytest_vllmperf.adapters.gpu import device_sample
+    from pytest_vllmperf.domain.device import is_hot
+
+    tell(f"GPUs are throttled; waiting up to {_COOLING_S:g} s for them to cool before one more try")
+    started = time.monotonic()
+    while is_hot(device_sample(gpus, ())) and time.monotonic() - started < _COOLING_S:
+        time.sleep(_COOLING_POLL_S)
+    return time.monotonic() - started
 
 
 def resolved(workload: Workload, engine: EngineHandle) -> Workload:
@@ -204,65 +275,3 @@ def start_up_summary(engine: EngineHandle) -> Summary:
         warnings=(),
         facts={"cold": start.cold, "version": engine.version},
     )
-
-
-@dataclass(slots=True, kw_only=True)
-class Watch:
-    """Samples memory and server counters in a thread while the body of ``with`` runs.
-
-    A sample that cannot be taken is None in its record; an exception ends that kind of sampling and is
-    told in ``failures``, never raised into the measurement.
-    """
-
-    pid: int | None
-    gpu_uuids: tuple[str, ...]
-    counters: Callable[[], ServerCounters]
-    memory: list[MemorySample] = field(default_factory=list)
-    scrapes: list[ServerCounters] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _threads: list[threading.Thread] = field(default_factory=list)
-
-    def __enter__(self) -> Watch:
-        jobs = [("counters", self._scrape, _COUNTER_PERIOD_S)]
-        if self.pid is not None:  # a server that runs elsewhere has no memory here
-            jobs.append(("host memory", self._sample_host, _HOST_PERIOD_S))
-        if self.gpu_uuids:
-            jobs.append(("device memory", self._sample_device, _DEVICE_PERIOD_S))
-        for name, job, period_s in jobs:
-            thread = threading.Thread(
-                target=self._repeat, args=(name, job, period_s), name=f"watch {name}", daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _repeat(self, name: str, job: Callable[[], None], period_s: float) -> None:
-        """Run ``job`` at once, then every period, and once more at the end: short runs get two samples."""
-        try:
-            job()
-            while not self._stop.wait(period_s):
-                job()
-            job()
-        except Exception as error:  # noqa: BLE001 - doubt is data: a broken sampler must not end the measurement
-            self.failures.append(f"{name} was not sampled to the end: {type(error).__name__}: {error}")
-
-    def _sample_host(self) -> None:
-        from pytest_vllmperf.adapters.host_memory import process_tree_pss_bytes
-
-        host = None if self.pid is None else process_tree_pss_bytes(self.pid)
-        self.memory.append(MemorySample(at_ns=time.monotonic_ns(), host_bytes=host, device_bytes=None))
-
-    def _sample_device(self) -> None:
-        from pytest_vllmperf.adapters.gpu import device_memory_bytes
-
-        device = device_memory_bytes(self.gpu_uuids)
-        self.memory.append(MemorySample(at_ns=time.monotonic_ns(), host_bytes=None, device_bytes=device))
-
-    def _scrape(self) -> None:
-        self.scrapes.append(self.counters())

@@ -7,14 +7,15 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pytest_vllmperf.adapters import engine_process, engine_state, startup_log
-from pytest_vllmperf.adapters.control_client import ControlClient
+from pytest_vllmperf.adapters.control_client import ControlClient, NoAnswer
 from pytest_vllmperf.adapters.interpreter import inspect_interpreter
 from pytest_vllmperf.adapters.leases import HostLeases
 from pytest_vllmperf.adapters.model_files import twin_of
+from pytest_vllmperf.device_release import DeviceRelease
 from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle
 from pytest_vllmperf.domain.flag_traps import is_vllm
 from pytest_vllmperf.domain.report import EngineReport
@@ -33,6 +34,8 @@ Progress = Callable[[str], None]
 
 _ANSWER_S = 10.0
 """How long a live engine may take to say that it is healthy."""
+_SERVE_S = 30.0
+"""How long an engine that nobody asks for anything may take for one token."""
 _DYING_S = 5.0
 """A vLLM server whose engine core died exits about 3 s later."""
 
@@ -54,6 +57,7 @@ class _Slot:
     serve: bool = False
     attached: bool = False
     renewals: int = 0
+    device_before: Mapping[str, int] = field(default_factory=dict)
 
 
 class EnginePool:
@@ -80,6 +84,7 @@ class EnginePool:
         self._leases = leases or HostLeases(None)
         self._directory = directory
         self._tell = progress or (lambda _line: None)
+        self._devices = DeviceRelease(self._tell)
         self._slots = {name: _Slot(config=_as_launched(config, environment)) for name, config in engines.items()}
 
     def acquire(self, name: str) -> EngineHandle:
@@ -121,8 +126,10 @@ class EnginePool:
                 self._leases.give_back(slot.config.name)
         return slot.handle
 
-    def ensure_alive(self, name: str) -> None:
-        """Raise unless the engine is running and healthy.
+    def ensure_alive(self, name: str, *, serves: bool = False) -> None:
+        """Raise unless the engine is running and healthy; with ``serves``, unless it gives a token as well.
+
+        An engine that hangs still says that it is healthy, so after requests failed a token is asked for.
 
         Raises:
             EngineExited: It ended since it was ready; the message has the cause from its log.
@@ -133,33 +140,35 @@ class EnginePool:
             raise slot.error
         if slot.handle is None:
             raise EngineError(f"engine {name!r} is not running; acquire it first")
-        code = slot.process.exit_code() if slot.process else None
+        code, problem = slot.process.exit_code() if slot.process else None, ""
         if code is None:
-            with ControlClient(slot.handle.base_url, slot.handle.api_key, _ANSWER_S) as control:
-                if control.is_healthy(slot.config.health_path):
-                    if slot.process:
-                        slot.process.take_stock()
-                    return
+            problem = _problem(slot.handle, serves=serves)
+            if not problem:
+                if slot.process:
+                    slot.process.take_stock()
+                return
             code = slot.process.wait(_DYING_S) if slot.process else None
-        what = (
-            f"does not answer {slot.config.health_path} any more"
-            if code is None
-            else f"ended with {startup_log.describe_exit_code(code)} after it was ready"
-        )
+        how = "" if code is None else startup_log.describe_exit_code(code)
+        what = problem if code is None else f"ended with {how} after it was ready"
         kind = EngineError if code is None else EngineExited
         if slot.process and slot.process.lost_guardian:
             what = "ended because its guardian was killed"
         slot.error = self._failure(kind, slot, what)
-        self._stop(slot)
-        self._leases.give_back(slot.config.name)
+        self._stop_quietly(slot)
         raise slot.error
 
     def release(self, name: str) -> None:
-        """Stop the engine and everything it started. Idempotent."""
+        """Stop the engine and everything it started, and wait until its GPUs are free again. Idempotent.
+
+        Raises:
+            EngineError: Some process survived SIGKILL, or device memory did not come back; its GPUs are used no more.
+        """
         slot = self._slot(name)
         slot.released = slot.released or slot.launches > 0
-        self._stop(slot)
-        self._leases.give_back(slot.config.name)
+        try:
+            self._stop(slot)
+        finally:
+            self._leases.give_back(slot.config.name)
 
     def renew(self, name: str) -> None:
         """Stop the engine, if it runs, and let it be launched afresh: only experiments replicate launches.
@@ -255,12 +264,15 @@ class EnginePool:
 
     def _take_gpus(self, slot: _Slot) -> tuple[str, ...]:
         """GPUs that no other engine of this pool has, once no other process uses them; on a CPU its turn."""
+        uuids = tuple(gpu.uuid for gpu in self._environment.gpus)
         holders = {uuid: s.config.name for s in self._slots.values() if s.process for uuid in s.gpu_uuids}
-        free = tuple(gpu.uuid for gpu in self._environment.gpus if gpu.uuid not in holders)
+        tainted = self._devices.tainted(uuids)
+        free = tuple(uuid for uuid in uuids if uuid not in holders and uuid not in tainted)
         if self._environment.device == "gpu" and len(free) < slot.config.gpus:
+            release = f"release {', '.join(sorted(set(holders.values())))} first" if holders else ""
+            why = "; ".join(part for part in (release, *dict.fromkeys(tainted.values())) if part)
             raise EngineUnavailable(
-                f"engine {slot.config.name!r} needs {slot.config.gpus} GPUs and {len(free)} are free: release "
-                f"{', '.join(sorted(set(holders.values())))} first"
+                f"engine {slot.config.name!r} needs {slot.config.gpus} GPUs and {len(free)} are free: {why}"
             )
         return self._leases.take(slot.config.name, gpus=free, count=slot.config.gpus, waiting=self._tell)
 
@@ -279,6 +291,7 @@ class EnginePool:
         )
         if not engine_process.is_port_free(port):
             raise PortLost(f"engine {config.name!r}: port {port} was taken before the launch")
+        device_before = self._devices.before(slot.gpu_uuids)
         started_ns = time.monotonic_ns()
         try:
             state_path = engine_state.new_state_path(engine_state.runtime_directory())
@@ -286,6 +299,7 @@ class EnginePool:
         except EngineError as error:
             raise EngineError(f"engine {config.name!r}: {error}") from error
         slot.launches += 1
+        slot.device_before = device_before
         start = Start(
             config=config,
             device=self._environment.device,
@@ -294,10 +308,15 @@ class EnginePool:
             api_key=api_key,
             started_ns=started_ns,
             tell=self._tell,
+            gpu_uuids=slot.gpu_uuids,
+            device_before=device_before,
         )
         try:
             self._tell(f"{config.name}: starting (pid {slot.process.pid}, log {log_path})")
             return start.until_ready()
+        except EngineError:
+            self._stop_quietly(slot, lease=False)
+            raise
         except BaseException:  # Ctrl-C while starting must not leave it running either
             self._stop(slot)
             raise
@@ -308,10 +327,32 @@ class EnginePool:
             return kind(f"{headline} (url={slot.config.url!r})")
         return kind(startup_log.describe_failure(headline, log_path=slot.log_path, secret=slot.handle.api_key))
 
+    def _stop_quietly(self, slot: _Slot, *, lease: bool = True) -> None:
+        """Stop an engine that failed: what goes wrong now must not hide why it failed, and is told instead."""
+        try:
+            self._stop(slot)
+        except EngineError as error:
+            self._tell(f"{slot.config.name}: {error}")
+        finally:
+            if lease:
+                self._leases.give_back(slot.config.name)
+
     def _stop(self, slot: _Slot) -> None:
+        """End its processes, then wait for its GPUs: the next engine finds them as this one did.
+
+        Raises:
+            EngineError: A process survived, or memory did not come back.
+        """
         process, slot.process, slot.handle = slot.process, None, None
-        if process is not None:
+        before, slot.device_before = slot.device_before, {}
+        if process is None:
+            return
+        try:
             process.stop()
+        except EngineError as error:
+            self._devices.taint(slot.gpu_uuids, f"engine {slot.config.name!r}: {error}")
+            raise
+        self._devices.wait(slot.config.name, before)
 
 
 def _as_launched(config: EngineConfig, environment: Environment) -> EngineConfig:
@@ -320,6 +361,21 @@ def _as_launched(config: EngineConfig, environment: Environment) -> EngineConfig
     if twin_of(here.model) is None or "load-format" in here.args or not is_vllm(here.command):
         return here
     return replace(here, args={**here.args, "load-format": "dummy"})
+
+
+def _problem(handle: EngineHandle, *, serves: bool) -> str:
+    """What is wrong with a running engine, as the rest of a sentence; empty when nothing is."""
+    with ControlClient(handle.base_url, handle.api_key, _ANSWER_S) as control:
+        if not control.is_healthy(handle.config.health_path):
+            return f"does not answer {handle.config.health_path} any more"
+        if serves:
+            try:
+                control.first_token(handle.model_name, timeout_s=_SERVE_S)
+            except NoAnswer as error:
+                return f"answers {handle.config.health_path} and gives no token any more ({error}): it hangs"
+            except EngineError:
+                return ""  # it answers; what was wrong with the requests is told elsewhere
+    return ""
 
 
 def _report(slot: _Slot) -> EngineReport:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pytest_vllmperf.adapters import startup_log
@@ -49,6 +49,8 @@ class Start:
         api_key: The key it was given.
         started_ns: When it was launched (monotonic).
         tell: Called with short lines about what is going on.
+        gpu_uuids: GPUs it was given.
+        device_before: What was in use on each of them before; a GPU that does not tell is missing.
     """
 
     config: EngineConfig
@@ -58,6 +60,8 @@ class Start:
     api_key: str
     started_ns: int
     tell: Callable[[str], None]
+    gpu_uuids: tuple[str, ...] = ()
+    device_before: Mapping[str, int] = field(default_factory=dict)
     problem: str = "it never answered /health"
     refused_since: float | None = None
     phase: str = "starting"
@@ -138,7 +142,13 @@ class Start:
             log_path=str(self.process.log_path),
             version=control.version(),
             start_up=StartUp(time_to_ready_ns=ready_ns, first_request_ttft_ns=first.ttft_ns, cold=cold),
+            gpu_uuids=self.gpu_uuids,
+            device_baseline_bytes=self._baseline_bytes(),
         )
+
+    def _baseline_bytes(self) -> int | None:
+        known = bool(self.gpu_uuids) and len(self.device_before) == len(self.gpu_uuids)
+        return sum(self.device_before.values()) if known else None
 
     def _tell_phase(self, text: str) -> None:
         self.phase = startup_log.phase(text) or self.phase

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fake_nvml import FakeNvml
 from hypothesis import settings
 
 settings.register_profile("vllmperf", deadline=None)  # on a busy machine one example may take long
@@ -28,6 +29,18 @@ def no_worker() -> Iterator[None]:
         for variable in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
             patch.delenv(variable, raising=False)
         yield
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
+    """A driver with two GPUs in the place of this machine's, with nothing remembered of an earlier one."""
+    from pytest_vllmperf.adapters.gpu.nvml import forget
+
+    fake = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    forget()
+    yield fake
+    forget()
 
 
 @pytest.fixture

@@ -129,6 +129,9 @@ class Connection:
             engine.stamps.clear()
             engine.bodies.clear()
             return self.send_json(engine.options.fake_shape)
+        if path == "/health" and engine.options.fake_unhealthy_answers > 0:
+            engine.options.fake_unhealthy_answers -= 1
+            return self.send(503, b"", "text/plain")
         if path == "/health":
             return self.send(200, b"", "text/plain")
         if path == "/metrics":
@@ -157,6 +160,8 @@ class Connection:
             message = f"The model `{request.get('model')}` does not exist."
             error = {"message": message, "type": "NotFoundError", "param": "model", "code": 404}
             return self.send_json({"error": error}, status=404)
+        if 0 < options.fake_hang_after_requests < engine.requests:
+            await asyncio.sleep(3600)  # as a server whose engine core is suspended: connected, healthy, silent
         shape = headers.get("x-fake-shape", options.fake_shape)
         if engine.requests <= options.fake_shape_after:
             shape = "plain"
@@ -293,6 +298,8 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--fake-fail-start", metavar="TEXT")
     parser.add_argument("--fake-exit-after-requests", type=int, default=0, metavar="N")
     parser.add_argument("--fake-exit-code", type=int, default=1)
+    parser.add_argument("--fake-hang-after-requests", type=int, default=0, metavar="N")
+    parser.add_argument("--fake-unhealthy-answers", type=int, default=0, metavar="N", help="/health says 503 N times")
     parser.add_argument("--fake-shape", choices=SHAPES, default="plain")
     parser.add_argument(
         "--fake-shape-after", type=int, default=0, metavar="N", help="the first N requests are well behaved"

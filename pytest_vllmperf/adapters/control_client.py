@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-__all__ = ["ControlClient", "FirstToken", "RequestRefused", "parse_counters"]
+__all__ = ["ControlClient", "FirstToken", "NoAnswer", "RequestRefused", "parse_counters"]
 
 _COUNTERS = {
     "generation_tokens": ("vllm:generation_tokens_total",),
@@ -41,6 +41,10 @@ _READINESS_REQUEST = {
 
 class RequestRefused(EngineError):
     """The server answered, and the answer is no: repeating the request changes nothing (status 4xx)."""
+
+
+class NoAnswer(EngineError):
+    """The server took the request and said nothing, for longer than one can wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,20 @@ class ControlClient:
         """Whether ``path`` answers 200. vLLM says so as soon as nothing is known to be dead."""
         response = self._get(path)
         return response is not None and response.status_code == 200
+
+    def is_refused(self, path: str = "/health") -> bool:
+        """Whether nobody listens any more, or ``path`` answers that the server is broken (5xx).
+
+        A server that is only slow does neither.
+        """
+        import httpx
+
+        try:
+            return self._client.get(path).status_code >= 500
+        except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError):
+            return True
+        except httpx.HTTPError:
+            return False
 
     def require_healthy(self, path: str = "/health") -> None:
         """Raise unless ``path`` answers 200.
@@ -158,6 +176,7 @@ class ControlClient:
 
         Raises:
             RequestRefused: The server answered with a status of 400 to 499.
+            NoAnswer: It said nothing for ``timeout_s``.
             EngineError: Any other failure: no connection, another status, an error inside the stream, no token.
         """
         import httpx
@@ -179,6 +198,8 @@ class ControlClient:
                     if piece and not first_text_ns:
                         first_text_ns = now_ns
                     text += piece
+        except httpx.TimeoutException as error:
+            raise NoAnswer(f"{self.base_url}/v1/completions: {type(error).__name__}: {error}") from error
         except httpx.HTTPError as error:
             raise EngineError(f"{self.base_url}/v1/completions: {type(error).__name__}: {error}") from error
         arrived_ns = first_text_ns or first_ns

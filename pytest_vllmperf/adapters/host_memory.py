@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-__all__ = ["process_tree_pss_bytes"]
+__all__ = ["is_running", "process_tree", "process_tree_pss_bytes"]
 
 _PSS = re.compile(r"^Pss:\s+(\d+) kB$", re.MULTILINE)
 
@@ -20,7 +20,7 @@ def process_tree_pss_bytes(pid: int) -> int | None:
     pass limits it should not.
     """
     total = 0
-    members = _members(pid)
+    members = process_tree(pid)
     for member in members:
         try:
             found = _PSS.search(Path(f"/proc/{member}/smaps_rollup").read_text())
@@ -33,7 +33,17 @@ def process_tree_pss_bytes(pid: int) -> int | None:
     return total or None
 
 
-def _members(pid: int) -> set[int]:
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and more of it than a zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in (b"Z", b"X")
+
+
+def process_tree(pid: int) -> set[int]:
+    """``pid``, its descendants and its process group."""
     import psutil
 
     members = {pid}

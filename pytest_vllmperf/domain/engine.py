@@ -63,6 +63,10 @@ class EngineConfig:
         requires: What the machine must have, from :data:`REQUIREMENTS`; otherwise skipped.
         served_model_name: Name clients ask for; by default the last part of a path, or the hub id.
         startup_timeout_s: Longest time from launch to the first streamed token.
+        startup_stall_timeout_s: Longest time of it without any sign of progress: a line in the log, a growing cache
+            of models or compiled code, memory taken, processor time used.
+        stall_timeout_s: How long a measured engine may make no token while it is asked for some. vLLM answers
+            ``/health`` with 200 while its engine core hangs.
         require_evidence: Whether ``suites/test_optimizations.py`` fails where nothing proves that an optimisation
             asked for is active, instead of only showing it as unknown.
         control: Whether this engine is pinned (its vLLM and flags never change) and serves as a yardstick: the
@@ -90,6 +94,8 @@ class EngineConfig:
     requires: tuple[str, ...] = ()
     served_model_name: str | None = None
     startup_timeout_s: float = 900.0
+    startup_stall_timeout_s: float = 180.0
+    stall_timeout_s: float = 45.0
     require_evidence: bool = False
     control: bool = False
     together: tuple[tuple[str, ...], ...] = ()
@@ -110,10 +116,10 @@ class EngineConfig:
         self._check_address()
         if isinstance(self.gpus, bool) or not isinstance(self.gpus, int) or self.gpus < 1:
             raise EngineConfigError(f"engine {self.name!r}: gpus={self.gpus!r} must be a whole number, 1 or more")
-        if not isinstance(self.startup_timeout_s, (int, float)) or not self.startup_timeout_s > 0:
-            raise EngineConfigError(
-                f"engine {self.name!r}: startup_timeout_s={self.startup_timeout_s!r} must be above 0"
-            )
+        for limit in ("startup_timeout_s", "startup_stall_timeout_s", "stall_timeout_s"):
+            value = getattr(self, limit)
+            if not isinstance(value, (int, float)) or not value > 0:
+                raise EngineConfigError(f"engine {self.name!r}: {limit}={value!r} must be above 0")
         self._check_together()
         if self.serves_vllm:
             self._check_traps()
@@ -305,6 +311,7 @@ class EngineHandle:
     ``config`` is the configuration as launched (see :meth:`EngineConfig.on`), ``command`` the full
     command line (it never holds the key), ``api_key`` a random key for this launch only. Of a server that ran
     already (``config.url``) ``pid``, ``log_path`` and perhaps ``api_key`` are None and ``command`` is empty.
+    ``gpu_uuids`` are the GPUs it was given, ``device_baseline_bytes`` what was in use on them before its launch.
     """
 
     config: EngineConfig
@@ -317,6 +324,8 @@ class EngineHandle:
     log_path: str | None
     version: str | None
     start_up: StartUp
+    gpu_uuids: tuple[str, ...] = ()
+    device_baseline_bytes: int | None = None
 
     @property
     def name(self) -> str:

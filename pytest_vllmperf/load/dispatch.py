@@ -79,6 +79,7 @@ class Dispatcher:
         self._room_since_ns = 0
         self._idle: list[Connection] = []
         self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._under_way: dict[int, tuple[Exchange, Connection | None]] = {}
         self._connecting: dict[int, asyncio.Task[None]] = {}
         self._started_ns = 0
 
@@ -135,6 +136,7 @@ class Dispatcher:
     def _dispatch(self, exchange: Exchange, now: int) -> None:
         exchange.dispatched_ns = now
         connection = self._idle_connection(now)
+        self._under_way[exchange.index] = (exchange, connection)
         if connection is None:
             task = self._loop.create_task(self._connect_and_send(exchange))
             self._connecting[exchange.index] = task
@@ -157,14 +159,28 @@ class Dispatcher:
             self._fail(exchange, RequestOutcome.CONNECTION_ERROR, f"cannot connect: {error}")
             return
         self._connecting.pop(exchange.index, None)
+        self._under_way[exchange.index] = (exchange, connection)
         timer = self._timers.pop(exchange.index)
         timer.cancel()
         left_s = max(0.0, timer.when() - self._loop.time())
         self._timers[exchange.index] = self._loop.call_later(left_s, self._time_out, exchange, connection)
         connection.send(exchange)
 
-    def _time_out(self, exchange: Exchange, connection: Connection | None) -> None:
-        detail = f"not finished within timeout_s={self._timeout_s:g}"
+    def call_off(self, why: str) -> None:
+        """End everything at once: what is under way is timed out, what was never sent has no connection."""
+        waiting, self._queue = list(self._queue), deque()
+        followers, self._followers = list(self._followers.values()), {}
+        self._alarm.close()
+        for exchange in (*waiting, *followers):
+            if not exchange.dispatched_ns:
+                exchange.intended_ns = exchange.due_ns = exchange.dispatched_ns = _now()
+                self._in_flight += 1
+                self._fail(exchange, RequestOutcome.CONNECTION_ERROR, f"never sent: {why}")
+        for exchange, connection in list(self._under_way.values()):
+            self._time_out(exchange, connection, f"not finished: {why}")
+
+    def _time_out(self, exchange: Exchange, connection: Connection | None, detail: str = "") -> None:
+        detail = detail or f"not finished within timeout_s={self._timeout_s:g}"
         if connection is not None:
             connection.time_out(detail)
             return
@@ -185,6 +201,7 @@ class Dispatcher:
 
     def _over(self, exchange: Exchange) -> None:
         self._connecting.pop(exchange.index, None)
+        self._under_way.pop(exchange.index, None)
         timer = self._timers.pop(exchange.index, None)
         if timer is not None:
             timer.cancel()

@@ -26,6 +26,7 @@ from pytest_vllmperf.load.prompt_files import read_prompts
 __all__ = ["run_load"]
 
 _STDERR_TAIL = 4_000
+_LOOK_S = 0.25
 _GRACE_S = 10.0
 """What the load process gets beyond its own deadline before the parent ends it."""
 
@@ -40,6 +41,7 @@ def run_load(
     seed: int,
     requests: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    called_off: Callable[[], str | None] | None = None,
 ) -> LoadRun:
     """Drive ``workload`` from a process of its own, so that nothing this process does delays a stamp.
 
@@ -52,6 +54,8 @@ def run_load(
         seed: Decides prompts and arrivals.
         requests: Overrides the workload's count.
         progress: Called about twice a second with requests finished and planned, and once at the end.
+        called_off: Asked four times a second why to end early, such as that the engine died; None goes on. What is
+            not finished by then is a failed request that says so.
 
     Raises:
         WorkloadError: The workload's file cannot be read, or is not of its format.
@@ -70,13 +74,20 @@ def run_load(
         report_progress=progress is not None,
         lines=read_prompts(asked),
     )
-    run = _run_plan(plan, command=(sys.executable, "-m", "pytest_vllmperf.load.worker"), progress=progress)
+    command = (sys.executable, "-m", "pytest_vllmperf.load.worker")
+    run = _run_plan(plan, command=command, progress=progress, called_off=called_off)
     if progress is not None:
         progress(asked.requests, asked.requests)
     return run
 
 
-def _run_plan(plan: Plan, *, command: tuple[str, ...], progress: Callable[[int, int], None] | None) -> LoadRun:
+def _run_plan(
+    plan: Plan,
+    *,
+    command: tuple[str, ...],
+    progress: Callable[[int, int], None] | None,
+    called_off: Callable[[], str | None] | None = None,
+) -> LoadRun:
     # The package is found from its own directory, whatever the current one is and holds.
     home = Path(pytest_vllmperf.load.__file__).parents[2]
     with tempfile.TemporaryFile() as stderr:
@@ -88,7 +99,7 @@ def _run_plan(plan: Plan, *, command: tuple[str, ...], progress: Callable[[int, 
         try:
             with contextlib.suppress(BrokenPipeError):  # it died at once: its stderr says why
                 _write_all(process.stdin.fileno(), encode_frame(plan))
-            return _follow(process, process.stdout.fileno(), plan, stderr, progress)
+            return _follow(process, process.stdout.fileno(), plan, stderr, progress, called_off)
         finally:
             # Also on Ctrl-C. The end of stdin already ends the process; the kill does not wait for it.
             process.stdin.close()
@@ -103,6 +114,7 @@ def _follow(
     plan: Plan,
     stderr: BinaryIO,
     progress: Callable[[int, int], None] | None,
+    called_off: Callable[[], str | None] | None,
 ) -> LoadRun:
     """Read frames until the result.
 
@@ -112,7 +124,13 @@ def _follow(
     limit = time.monotonic() + plan.deadline_s + _GRACE_S
     frames = FrameReader()
     while True:
-        readable, _, _ = select.select([stdout], [], [], max(0.0, limit - time.monotonic()))
+        left_s = max(0.0, limit - time.monotonic())
+        readable, _, _ = select.select([stdout], [], [], left_s if called_off is None else min(left_s, _LOOK_S))
+        if called_off is not None and (why := called_off()):
+            _call_off(process, why)
+            called_off = None
+        if not readable and time.monotonic() < limit:
+            continue
         if not readable:
             process.kill()
             raise _broken(process, plan, stderr, f"gave no result within {plan.deadline_s:g} s")
@@ -129,6 +147,12 @@ def _follow(
                 return message.run
             if progress is not None:
                 progress(message.finished, message.planned)
+
+
+def _call_off(process: subprocess.Popen[bytes], why: str) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it has finished meanwhile
+        _write_all(process.stdin.fileno(), f"{why}\n".encode())
 
 
 def _broken(process: subprocess.Popen[bytes], plan: Plan, stderr: BinaryIO, what: str) -> LoadProcessError:

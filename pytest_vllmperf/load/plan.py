@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, BinaryIO, Union
+from io import RawIOBase
+from typing import Any, Union
 
 import msgspec
 
@@ -105,14 +106,23 @@ def decode_message(body: bytes) -> Progress | Result:
 _MESSAGES: msgspec.msgpack.Decoder[Progress | Result] = msgspec.msgpack.Decoder(Union[Progress, Result])
 
 
-def read_frame(stream: BinaryIO) -> bytes | None:
-    """The next frame's body, or None when the stream ended (also within a frame)."""
-    header = stream.read(_LENGTH_BYTES)
-    if len(header) < _LENGTH_BYTES:
-        return None
-    length = int.from_bytes(header, "big")
-    body = stream.read(length)
-    return body if len(body) == length else None
+_READ_AT_MOST = 1 << 20
+
+
+def read_frame(stream: RawIOBase) -> bytes | None:
+    """The next frame's body, or None when the stream ended (also within a frame). Reads not a byte beyond it."""
+    header = _read_exactly(stream, _LENGTH_BYTES)
+    return None if header is None else _read_exactly(stream, int.from_bytes(header, "big"))
+
+
+def _read_exactly(stream: RawIOBase, count: int) -> bytes | None:
+    parts = bytearray()
+    while len(parts) < count:
+        data = stream.read(min(count - len(parts), _READ_AT_MOST))
+        if not data:
+            return None
+        parts += data
+    return bytes(parts)
 
 
 class FrameReader:

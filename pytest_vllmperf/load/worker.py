@@ -9,10 +9,9 @@ import os
 import resource
 import select
 import signal
-import sys
 import threading
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,18 +37,20 @@ _EXIT_OVERDUE = 71
 def main() -> None:
     """Read the plan, drive it, answer. Ends by itself when its parent does or when it is overdue."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    body = read_frame(sys.stdin.buffer)
+    with open(0, "rb", buffering=0, closefd=False) as stdin:
+        body = read_frame(stdin)
     if body is None:
         raise SystemExit("no plan on stdin")
     plan = decode_plan(body)
-    threading.Thread(target=_end_with_parent, args=(plan.deadline_s,), daemon=True).start()
+    calls = _CallOff(plan.deadline_s)
+    threading.Thread(target=calls.follow_parent, daemon=True).start()
     _raise_file_limit()
-    run = drive(plan)
+    run = drive(plan, calls)
     _send(encode_frame(Result(run)))
 
 
-def drive(plan: Plan) -> LoadRun:
-    """Prepare, run the clock, and read the answers afterwards."""
+def drive(plan: Plan, calls: _CallOff | None = None) -> LoadRun:
+    """Prepare, run the clock, and read the answers afterwards. ``calls`` may end it early."""
     workload = plan.workload
     asked = tuple(
         questions(workload, token_range=word_range(workload, plan.token_range), seed=plan.seed, lines=plan.lines)
@@ -81,6 +82,8 @@ def drive(plan: Plan) -> LoadRun:
         loop = asyncio.get_running_loop()
         reporter = loop.create_task(_report(dispatcher, len(exchanges))) if plan.report_progress else None
         clock = HealthClock()
+        if calls is not None:
+            calls.listen(lambda why: loop.call_soon_threadsafe(dispatcher.call_off, why))
         started_ns, ended_ns = await dispatcher.run()
         client = clock.read(exchanges, loop=type(loop).__module__.partition(".")[0])
         if reporter is not None:
@@ -152,10 +155,37 @@ def _send(frame: bytes) -> None:
         view = view[os.write(1, view) :]
 
 
-def _end_with_parent(deadline_s: float) -> None:
-    """Wait for the end of stdin, which the parent holds open for as long as it lives and cares."""
-    readable, _, _ = select.select([0], [], [], deadline_s)
-    os._exit(_EXIT_ORPHANED if readable else _EXIT_OVERDUE)
+class _CallOff:
+    """What the parent says after the plan: a line that calls the run off, or the end, which ends this process."""
+
+    def __init__(self, deadline_s: float) -> None:
+        self._deadline_s = deadline_s
+        self._lock = threading.Lock()
+        self._why: str | None = None
+        self._listener: Callable[[str], object] | None = None
+
+    def listen(self, listener: Callable[[str], object]) -> None:
+        """Call ``listener`` with the reason, at once when the run was called off already."""
+        with self._lock:
+            self._listener = listener
+        self._pass_on()
+
+    def follow_parent(self) -> None:
+        """Wait for the end of stdin, which the parent holds open for as long as it lives and cares."""
+        while True:
+            readable, _, _ = select.select([0], [], [], self._deadline_s)
+            said = os.read(0, 4096) if readable else b""
+            if not said:
+                os._exit(_EXIT_ORPHANED if readable else _EXIT_OVERDUE)
+            self._why = said.decode("utf-8", "replace").strip()
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        with self._lock:
+            if self._why is not None and self._listener is not None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: the run is over anyway
+                    self._listener(self._why)
+                self._listener = None
 
 
 def _raise_file_limit() -> None:
