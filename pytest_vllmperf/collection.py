@@ -14,15 +14,21 @@ if TYPE_CHECKING:
     from pytest_vllmperf.session import Session
 
 __all__ = [
+    "NOT_ASKED",
+    "again",
     "announcement",
     "check_before_launch",
+    "comparison_of",
     "engine_of",
+    "engines_of",
     "is_rerun",
     "order_by_engine",
     "parametrize",
     "resume_comparison",
     "split_by_workload",
+    "split_comparisons",
     "why_no_reruns",
+    "workloads_of",
 ]
 
 
@@ -40,6 +46,41 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
     if "vllm_quality_task" in metafunc.fixturenames:
         tasks = list(session.tasks) if session is not None else []
         metafunc.parametrize("vllm_quality_task", tasks, ids=tasks, indirect=True)
+    if "vllm_comparison" in metafunc.fixturenames:
+        specs = list(session.comparison_names) if session is not None else []
+        given = specs or [NOT_ASKED]  # a test without a comparison is left out, see split_comparisons
+        metafunc.parametrize("vllm_comparison", given, ids=given, indirect=True, scope="session")
+
+
+NOT_ASKED = "no-comparison"
+"""The parameter of comparing tests where ``--vllmperf-compare`` asks for none."""
+
+
+def comparison_of(item: pytest.Item) -> str | None:
+    """The comparison a test belongs to, :data:`NOT_ASKED` included; None for any other test."""
+    callspec = getattr(item, "callspec", None)
+    name = callspec.params.get("vllm_comparison") if callspec else None
+    return name if isinstance(name, str) else None
+
+
+def engines_of(item: pytest.Item) -> tuple[str, ...]:
+    """Every engine a test is about: one, the two of its comparison, or none."""
+    one, comparison = engine_of(item), comparison_of(item)
+    if comparison is not None and comparison != NOT_ASKED:
+        baseline, _, candidate = comparison.partition(":")
+        return baseline, candidate if candidate != baseline else again(candidate)
+    return (one,) if one is not None else ()
+
+
+def again(engine: str) -> str:
+    """What an engine is called where it is compared with itself."""
+    return f"{engine}.again"
+
+
+def split_comparisons(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """Tests to run, and comparing tests that no ``--vllmperf-compare`` asks for: those count for nothing."""
+    idle = [item for item in items if comparison_of(item) == NOT_ASKED]
+    return [item for item in items if comparison_of(item) != NOT_ASKED], idle
 
 
 def _engines_of(metafunc: pytest.Metafunc, session: Session) -> list[str]:
@@ -68,7 +109,14 @@ def order_by_engine(items: list[pytest.Item], session: Session) -> None:
     launch an engine again and again. Tests without engine go first, so that none holds a GPU idle.
     """
     place = {name: number for number, name in enumerate(session.engines, start=1)}
-    items.sort(key=lambda item: place.get(engine_of(item) or "", 0))
+    comparisons = {name: number for number, name in enumerate(session.comparison_names, start=-len(session.engines))}
+    before = min(comparisons.values(), default=0)
+
+    def turn(item: pytest.Item) -> int:
+        comparison = comparison_of(item)  # launches engines itself, so no other may be live by then
+        return comparisons.get(comparison, before) if comparison else place.get(engine_of(item) or "", before - 1)
+
+    items.sort(key=turn)
 
 
 def split_by_workload(items: list[pytest.Item], session: Session) -> tuple[list[pytest.Item], list[pytest.Item]]:
@@ -80,12 +128,13 @@ def split_by_workload(items: list[pytest.Item], session: Session) -> tuple[list[
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     for item in items:
-        named = _workloads_of(item) if engine_of(item) else set()
+        named = workloads_of(item) if engines_of(item) else set()
         (kept if not named or any(session.selects(name) for name in named) else left_out).append(item)
     return kept, left_out
 
 
-def _workloads_of(item: pytest.Item) -> set[str]:
+def workloads_of(item: pytest.Item) -> set[str]:
+    """What a test measures, as far as its marker, parameters and fixtures tell."""
     marker = item.get_closest_marker("vllm_workload")
     if marker:
         return set(marker.args)
@@ -124,7 +173,7 @@ def check_before_launch(config: pytest.Config, items: Sequence[pytest.Item] = ()
 
     run, state = config.stash[SESSION], config.stash[STATE]
     for item in items:
-        if engine_of(item) and is_rerun(item):
+        if engines_of(item) and is_rerun(item):
             raise pytest.UsageError(why_no_reruns(item.nodeid))
     if run.options.engines or run.options.workloads or config.option.keyword or config.option.markexpr:
         state.partial = "only a part was selected"

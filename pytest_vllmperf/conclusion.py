@@ -81,6 +81,7 @@ def unrecorded_limits(thresholds: Thresholds, parts: Mapping[str, Evidence]) -> 
                 covers(table, limit, verdict, hardware=other, models=models[other])
                 for other, part in parts.items()
                 for verdict in part.verdicts
+                if verdict.against is None  # a comparison judges a change, no level
             )
         )
     )
@@ -133,7 +134,7 @@ def history_extra(
         "quick": quick,
         "baseline": exit_code in SOUND and not no_baseline,
         "fingerprints": dict(fingerprints),
-        "outcomes": {f"{v.engine}/{v.workload}::{v.metric}": str(v.outcome) for v in part.verdicts},
+        "outcomes": {f"{v.engine}/{v.workload}::{v.metric}": str(v.outcome) for v in part.verdicts if not v.against},
     }
 
 

@@ -15,11 +15,12 @@ from pytest_vllmperf.collection import (
     announcement,
     check_before_launch,
     engine_of,
+    engines_of,
     is_rerun,
     resume_comparison,
     why_no_reruns,
 )
-from pytest_vllmperf.scheduling import engine_in, make_scheduler
+from pytest_vllmperf.scheduling import comparison_in, engine_in, make_scheduler
 from pytest_vllmperf.stash import SESSION, STATE
 
 if TYPE_CHECKING:
@@ -64,11 +65,12 @@ class Distribution:
         if self.asked:
             return
         self.asked = True
-        if not any(engine_in(nodeid, engines) for nodeid in ids):
+        judged = [nodeid for nodeid in ids if engine_in(nodeid, engines) or comparison_in(nodeid, engines)]
+        if not judged:
             resume_comparison(self.config)
             return
         if self.config.pluginmanager.has_plugin("rerunfailures") and self.config.getoption("reruns", None):
-            raise pytest.UsageError(why_no_reruns(next(nodeid for nodeid in ids if engine_in(nodeid, engines))))
+            raise pytest.UsageError(why_no_reruns(judged[0]))
         _refuse_other_modes(self.config)
         check_before_launch(self.config)
         terminal: Any = self.config.pluginmanager.get_plugin("terminalreporter")
@@ -114,7 +116,7 @@ def check_scheduled(item: pytest.Item, session: Session) -> None:
 
     Running it would launch its engine a second time.
     """
-    if engine_of(item) and is_rerun(item):
+    if engines_of(item) and is_rerun(item):
         pytest.fail(why_no_reruns(item.nodeid), pytrace=False)
     wanted, scheduled = engine_of(item), engine_in(item.nodeid, session.engines)
     if wanted is not None and wanted != scheduled:

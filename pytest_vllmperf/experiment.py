@@ -111,7 +111,7 @@ class PoolLauncher:
             self.look(handle)
             yield handle
         finally:
-            self.pool.release(engine.name)
+            self.pool.renew(engine.name)  # whoever wants the engine next gets a launch of their own
 
 
 def measured_on(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from pytest_vllmperf.adapters.run_journal import JournalWriter
     from pytest_vllmperf.domain.report import EngineReport, Report
+    from pytest_vllmperf.domain.summary import Summary
     from pytest_vllmperf.domain.thresholds import Verdict
     from pytest_vllmperf.session import Evidence, Session
 
@@ -120,12 +122,20 @@ def _report(
         duration_s=(now - run.started_at).total_seconds(),
         environment=run.environment,
         engines=engines,
-        summaries=tuple(run.evidence.summaries.values()),
+        summaries=_shown(run.evidence.summaries.values()),
         verdicts=verdicts,
         problems=problems,
         exit_code=status,
         sections=tuple(run.evidence.sections.values()),
     )
+
+
+def _shown(summaries: Iterable[Summary]) -> tuple[Summary, ...]:
+    """One measurement for each engine and workload: an experiment's only where there is no ordinary one."""
+    found: dict[tuple[str, str], Summary] = {}
+    for summary in sorted(summaries, key=lambda s: bool(s.experiment)):
+        found.setdefault((summary.engine, summary.workload), summary)
+    return tuple(found.values())
 
 
 def _with_sections(config: pytest.Config, report: Report) -> Report:

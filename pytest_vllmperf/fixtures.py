@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.summary import Summary
     from pytest_vllmperf.domain.workload import Workload
     from pytest_vllmperf.session import Evidence, Session
+
+
+Result = TypeVar("Result")
 
 
 def _evidence(node: pytest.Item) -> Evidence:
@@ -135,6 +138,41 @@ def vllm_check(request: pytest.FixtureRequest) -> Callable[..., None]:
     return check
 
 
+@pytest.fixture(scope="session")
+def vllm_comparison(request: pytest.FixtureRequest) -> str:
+    """Each comparison asked for by ``--vllmperf-compare`` in turn, as ``BASE:CANDIDATE``."""
+    spec: str = request.param
+    return spec
+
+
+@pytest.fixture
+def vllm_compare(request: pytest.FixtureRequest, vllm_comparison: str) -> Callable[[str], None]:
+    """``vllm_compare("burst")`` judges the candidate against the baseline on one workload, task or ``startup``.
+
+    The launches are made once, at the first use, for all tests of the comparison: what they measure is known from
+    their parameter ``workload``, marker ``vllm_workload`` or ``vllm_quality_task``, and what is judged from their
+    marker ``vllm_metrics`` (by default output throughput, TTFT and TPOT; accuracy; time to ready).
+    """
+    from pytest_vllmperf.comparing import compared_once, told
+
+    session, items = request.config.stash[SESSION], request.session.items
+
+    def check(asked: str | Workload | QualityTask) -> None:
+        __tracebackhide__ = True
+        name = asked if isinstance(asked, str) else asked.name
+        _skip_unselected(session, name)
+        message = told(session, vllm_comparison, name, request.node, _evidence(request.node))
+        if message is not None:
+            pytest.fail(message, pytrace=False)
+
+    def run(asked: str | Workload | QualityTask) -> None:
+        __tracebackhide__ = True
+        compared_once(session, vllm_comparison, items, config=request.config, evidence=_evidence(request.node))
+        check(asked)
+
+    return _plain_errors(run)
+
+
 def _skip_unselected(session: Session, workload: str) -> None:
     if not session.selects(workload):
         pytest.skip(
@@ -151,14 +189,14 @@ def _skip_twin(engine: EngineHandle) -> None:
 
 def _taken(node: pytest.Item, summary: Summary) -> Summary:
     """Note ``summary`` as evidence of the running test: what was measured must reach the report."""
-    _evidence(node).summaries[summary.engine, summary.workload] = summary
+    _evidence(node).add_summary(summary)
     return summary
 
 
-def _plain_errors(function: Callable[..., Summary]) -> Callable[..., Summary]:
+def _plain_errors(function: Callable[..., Result]) -> Callable[..., Result]:
     """Turn this package's own errors into failures without a traceback: their messages are complete."""
 
-    def guarded(asked: object) -> Summary:
+    def guarded(asked: object) -> Result:
         __tracebackhide__ = True
         from pytest_vllmperf.errors import VllmPerfError
 

@@ -201,7 +201,7 @@ class _Joined:
 
     def _take(self, source: _Source, name: str, engine: EngineReport) -> None:
         found, place = source.evidence, source.evidence.places.get(name, source.environment)
-        mine = {key for key in found.summaries if key[0] == name}
+        mine = {key[:2] for key in found.summaries if key[0] == name}
         mine |= {(name, v.workload) for v in found.verdicts if v.engine == name}
         shown = name
         if self.hardware.get(name, place.hardware) != place.hardware or mine & self.taken:

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_vllmperf.session import Session
+    from collections.abc import Mapping
+
+    from pytest_vllmperf.domain.engine import EngineConfig
+    from pytest_vllmperf.session import Judging, Session
 
 __all__ = ["add_options", "is_worker", "session_of"]
 
@@ -67,8 +70,112 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="Where reports and engine logs go. Default: ini vllmperf_report_dir, else reports/latest.",
     )
+    _add_judging_options(parser)
     parser.addini("vllmperf_thresholds", "Thresholds file, relative to the root directory.", default="thresholds.toml")
     parser.addini("vllmperf_report_dir", "Report directory, relative to the root directory.", default="reports/latest")
+
+
+def _add_judging_options(parser: pytest.Parser) -> None:
+    group = parser.getgroup("vllmperf-judging", "vLLM performance gates: comparisons, repetition, doubt")
+    group.addoption(
+        "--vllmperf-compare",
+        action="append",
+        default=[],
+        metavar="BASE:CANDIDATE",
+        help="Launch two engines of the matrix alternately and judge the second against the first; runs the tests "
+        "that use vllm_compare (repeatable).",
+    )
+    group.addoption(
+        "--vllmperf-pairs",
+        type=int,
+        default=None,
+        metavar="N",
+        help="Launches of each compared engine at most (default: 10; looks after 4, 6, 8 and 10 pairs).",
+    )
+    group.addoption(
+        "--vllmperf-confirm",
+        action="store_true",
+        help="Repeat each FAIL of a comparison once with fresh launches, and answer a suspicion against history with a "
+        "comparison.",
+    )
+    group.addoption(
+        "--vllmperf-launches",
+        type=int,
+        default=None,
+        metavar="N",
+        help="Launch each engine up to N times for limits on levels, with an interval over launches (looks after 3, 5 "
+        "and 8). Default: launches in thresholds.toml, else 1.",
+    )
+    group.addoption(
+        "--vllmperf-rounds",
+        type=int,
+        default=None,
+        metavar="N",
+        help="Measure each workload N times in one launch, with other prompts. Default: rounds in thresholds.toml, "
+        "else 3 on a GPU; without one a closed loop is measured once.",
+    )
+    group.addoption(
+        "--vllmperf-inconclusive",
+        choices=("warn", "fail"),
+        default=None,
+        help="Whether too little evidence fails a test. Default: inconclusive in thresholds.toml, else warn.",
+    )
+    group.addoption(
+        "--vllmperf-calibrate",
+        action="store_true",
+        help="Propose limits from several launches (3 unless --vllmperf-launches says more) and write them into "
+        "thresholds.toml, showing the difference. Limits are tightened, never loosened.",
+    )
+    group.addoption(
+        "--vllmperf-force",
+        action="store_true",
+        help="Let --vllmperf-calibrate loosen limits as well.",
+    )
+
+
+def _judging(config: pytest.Config, engines: Mapping[str, EngineConfig]) -> Judging:
+    """The judging options, checked.
+
+    Raises:
+        ConfigError: A comparison names no two engines, or a number is out of range.
+    """
+    from pytest_vllmperf.errors import ConfigError
+    from pytest_vllmperf.session import Judging
+
+    compare = []
+    for text in config.getoption("--vllmperf-compare"):
+        baseline, colon, candidate = text.partition(":")
+        if not (baseline and colon and candidate):
+            raise ConfigError(f"--vllmperf-compare={text}: give two engines as BASE:CANDIDATE")
+        for name in (baseline, candidate):
+            if name not in engines:
+                raise ConfigError(f"--vllmperf-compare={text}: no engine {name!r}; declared: {', '.join(engines)}")
+        compare.append((baseline, candidate))
+    numbers = {name: config.getoption(f"--vllmperf-{name}") for name in ("pairs", "launches", "rounds")}
+    for name, least in (("pairs", 2), ("launches", 1), ("rounds", 1)):
+        if numbers[name] is not None and numbers[name] < least:
+            raise ConfigError(f"--vllmperf-{name}={numbers[name]}: must be {least} or more")
+    calibrate = config.getoption("--vllmperf-calibrate")
+    if config.getoption("--vllmperf-force") and not calibrate:
+        raise ConfigError("--vllmperf-force belongs to --vllmperf-calibrate; nothing else writes limits")
+    if calibrate and numbers["launches"] is not None and numbers["launches"] < _CALIBRATING_LAUNCHES:
+        raise ConfigError(
+            f"--vllmperf-calibrate with --vllmperf-launches={numbers['launches']}: the margin of a limit comes from "
+            f"what changes between launches, so {_CALIBRATING_LAUNCHES} are needed at least"
+        )
+    return Judging(
+        compare=tuple(dict.fromkeys(compare)),
+        pairs=numbers["pairs"] or 10,
+        confirm=config.getoption("--vllmperf-confirm"),
+        launches=numbers["launches"] or (_CALIBRATING_LAUNCHES if calibrate else None),
+        rounds=numbers["rounds"],
+        inconclusive=config.getoption("--vllmperf-inconclusive"),
+        calibrate=calibrate,
+        force=config.getoption("--vllmperf-force"),
+    )
+
+
+_CALIBRATING_LAUNCHES = 3
 
 
 def session_of(config: pytest.Config) -> Session:
@@ -95,6 +202,7 @@ def session_of(config: pytest.Config) -> Session:
             record_only=config.getoption("--vllmperf-record-only"),
             require_gpu=_require_gpu(config, [engines[n].requires for n in wanted if n in engines]),
             share_cpu=config.getoption("--vllmperf-share-cpu"),
+            judging=_judging(config, engines),
         ),
         engines=engines,
         workloads=workloads_by_name(config.hook.pytest_vllmperf_workloads(config=config)[::-1]),

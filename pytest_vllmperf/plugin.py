@@ -15,6 +15,8 @@ import pytest
 from pytest_vllmperf import collection, hookspecs
 from pytest_vllmperf.fixtures import (  # noqa: F401 - fixtures are found in the namespace of a plugin
     vllm_check,
+    vllm_compare,
+    vllm_comparison,
     vllm_engine,
     vllm_evaluate,
     vllm_evidence,
@@ -26,6 +28,8 @@ from pytest_vllmperf.options import add_options, is_worker, session_of
 from pytest_vllmperf.stash import EVIDENCE, SESSION, STATE, RunState
 
 if TYPE_CHECKING:
+    from pytest_vllmperf.domain.report import Report
+    from pytest_vllmperf.domain.section import Section
     from pytest_vllmperf.session import Evidence, Session
 
 
@@ -56,6 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from error
     config.addinivalue_line("markers", "vllm_workload(*names): what this test measures, for --vllmperf-workload.")
+    config.addinivalue_line("markers", "vllm_metrics(*names): what a comparing test judges.")
     from pytest_vllmperf.adapters import benchmark_storage
 
     config.stash[STATE].comparison = benchmark_storage.postpone_comparison(config)
@@ -88,11 +93,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     session = config.stash.get(SESSION, None)
     if session is None:
         return
+    items[:], idle = collection.split_comparisons(items)
     items[:], left_out = collection.split_by_workload(items, session)
+    if idle:
+        partial = config.stash[STATE].partial
+        config.hook.pytest_deselected(items=idle)
+        config.stash[STATE].partial = partial  # nobody asked for these
     if left_out:
         config.hook.pytest_deselected(items=left_out)
     collection.order_by_engine(items, session)
-    config.stash[STATE].uses_engines = any(collection.engine_of(item) for item in items)
+    config.stash[STATE].uses_engines = any(collection.engines_of(item) for item in items)
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -150,15 +160,15 @@ def pytest_runtest_makereport(
     """Let what the test measured and judged ride on its report, through xdist as well."""
     report = yield
     session = item.config.stash.get(SESSION, None)
-    name = collection.engine_of(item)
-    if session is None or name is None:
+    names = collection.engines_of(item)
+    if session is None or not names:
         return report
     evidence: Evidence | None = item.stash.get(EVIDENCE, None)
     if call.when != "call" or evidence is not None:  # at setup already: a test may take its worker down later
         from pytest_vllmperf.session import Evidence as _Evidence
 
         gathered = evidence or _Evidence()
-        gathered.engines = session.launched(name)
+        gathered.engines = {name: report for each in names for name, report in session.launched(each).items()}
         gathered.places = {engine: session.environment for engine in gathered.engines}  # noqa: C420 - it costs
         report.vllmperf = gathered.to_builtins()  # type: ignore[attr-defined]
         if call.when == "call":
@@ -242,6 +252,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 # ---------------------------------------------------------------------------- the end
+
+
+def pytest_vllmperf_sections(report: Report) -> list[Section]:
+    """What this package adds to the report itself: comparisons."""
+    from pytest_vllmperf.domain.comparison_section import comparison_sections
+
+    return list(comparison_sections(report.verdicts))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

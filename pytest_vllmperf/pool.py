@@ -56,7 +56,6 @@ class _Slot:
     released: bool = False
     serve: bool = False
     attached: bool = False
-    renewals: int = 0
     device_before: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -177,7 +176,6 @@ class EnginePool:
         """
         self.release(name)
         slot = self._slot(name)
-        slot.renewals += slot.launches > 0
         slot.released, slot.error = False, None
 
     def add(self, config: EngineConfig) -> None:
@@ -226,7 +224,7 @@ class EnginePool:
 
     def _launch(self, slot: _Slot) -> EngineHandle:
         """Start it, twice at most: the second time only when somebody took the port of the first."""
-        number = f".{slot.renewals + 1}" if slot.renewals else ""
+        number = f".{slot.launches + 1}" if slot.launches else ""
         slot.log_path = self._directory / f"{slot.config.name}{number}.log"
         if not any(other.launches for other in self._slots.values()):
             self._reap_leftovers()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
     from xdist.workermanage import WorkerController
 
-__all__ = ["engine_in", "make_scheduler"]
+__all__ = ["comparison_in", "engine_in", "make_scheduler"]
 
 
 def engine_in(nodeid: str, engines: Collection[str]) -> str | None:
@@ -31,6 +31,13 @@ def engine_in(nodeid: str, engines: Collection[str]) -> str | None:
     return max(leading or fitting, key=len, default=None)
 
 
+def comparison_in(nodeid: str, engines: Collection[str]) -> str | None:
+    """The comparison ``BASE:CANDIDATE`` a node id speaks of, None for any other test. It owns its launches."""
+    parameters = nodeid.partition("::")[2].partition("[")[2]
+    between = f"-{parameters[:-1]}-"
+    return next((f"{a}:{b}" for a in engines for b in engines if f"-{a}:{b}-" in between), None)
+
+
 def make_scheduler(config: pytest.Config, log: Any, engines: Collection[str]) -> LoadScopeScheduling:
     """A scheduler that hands out whole engines, the one with most tests first.
 
@@ -44,7 +51,9 @@ def make_scheduler(config: pytest.Config, log: Any, engines: Collection[str]) ->
         ordered = False
 
         def _split_scope(self, nodeid: str) -> str:
-            engine = engine_in(nodeid, engines)
+            comparison, engine = comparison_in(nodeid, engines), engine_in(nodeid, engines)
+            if comparison is not None:
+                return f"{_COMPARISON}{comparison}"
             return nodeid if engine is None else f"{_ENGINE}{engine}"
 
         def _assign_work_unit(self, node: WorkerController) -> None:
@@ -80,9 +89,13 @@ def make_scheduler(config: pytest.Config, log: Any, engines: Collection[str]) ->
 
 
 _ENGINE = "engine "
+_COMPARISON = "comparison "
 
 
-def _urgency(unit: tuple[str, dict[str, bool]]) -> tuple[bool, int]:
-    """Tests without an engine first: afterwards they would hold one idle. Then by tests still to be run."""
+def _urgency(unit: tuple[str, dict[str, bool]]) -> tuple[int, int]:
+    """Tests without an engine first: afterwards they would hold one idle. Then comparisons, which launch themselves.
+
+    Then single engines; among equals by tests still to be run.
+    """
     scope, tests = unit
-    return scope.startswith(_ENGINE), -list(tests.values()).count(False)
+    return scope.startswith(_COMPARISON) + 2 * scope.startswith(_ENGINE), -list(tests.values()).count(False)

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_vllmperf.domain.engine import EngineConfig
 from pytest_vllmperf.domain.workload import BUILT_IN_WORKLOADS, Workload
-from pytest_vllmperf.errors import ConfigError, EngineConfigError, WorkloadError
+from pytest_vllmperf.errors import ConfigError, EngineConfigError, VllmPerfError, WorkloadError
 
 if TYPE_CHECKING:
+    from pytest_vllmperf.comparison import Compared
     from pytest_vllmperf.domain.engine import EngineHandle
     from pytest_vllmperf.domain.environment import Environment
     from pytest_vllmperf.domain.quality import QualityTask
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from pytest_vllmperf.pool import EnginePool
     from pytest_vllmperf.proof import Proof
 
-__all__ = ["Evidence", "Options", "Session", "builtins_only", "named"]
+__all__ = ["Evidence", "Judging", "Options", "Session", "builtins_only", "named"]
 
 Named = TypeVar("Named", EngineConfig, Workload, "QualityTask")
 
@@ -49,13 +50,39 @@ class Options:
     record_only: bool
     require_gpu: bool
     share_cpu: bool
+    judging: Judging
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judging:
+    """How often things are repeated, and what is done about doubt.
+
+    Args:
+        compare: Pairs of engines to compare, baseline first.
+        pairs: Launches of each at most.
+        confirm: Whether what fails, or looks suspicious against history, is repeated with fresh launches.
+        launches: Launches of each engine for limits on levels; None leaves it to the thresholds file.
+        rounds: Likewise, rounds of each workload in one launch.
+        inconclusive: ``warn`` or ``fail``; None leaves it to the thresholds file.
+        calibrate: Whether limits are proposed and written instead of judged.
+        force: Whether calibrating may loosen limits that are there.
+    """
+
+    compare: tuple[tuple[str, str], ...] = ()
+    pairs: int = 10
+    confirm: bool = False
+    launches: int | None = None
+    rounds: int | None = None
+    inconclusive: str | None = None
+    calibrate: bool = False
+    force: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
 class Evidence:
     """What one test (or several, on the controller) measured, judged and launched, and its sections of the report."""
 
-    summaries: dict[tuple[str, str], Summary] = field(default_factory=dict)
+    summaries: dict[tuple[str, str, str], Summary] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     engines: dict[str, EngineReport] = field(default_factory=dict)
     sections: dict[str, Section] = field(default_factory=dict)
@@ -68,8 +95,12 @@ class Evidence:
         self.engines.update(other.engines)
         self.sections.update(other.sections)
         self.places.update(other.places)
-        merged = {(v.engine, v.workload, v.metric): v for v in (*self.verdicts, *other.verdicts)}
+        merged = {(v.engine, v.against, v.workload, v.metric): v for v in (*self.verdicts, *other.verdicts)}
         self.verdicts = list(merged.values())
+
+    def add_summary(self, summary: Summary) -> None:
+        """Take over one measurement; a later one of the same thing replaces the earlier."""
+        self.summaries[summary.engine, summary.workload, summary.experiment] = summary
 
     def to_builtins(self) -> dict[str, Any]:
         """Plain JSON types only: anything else breaks the way from a worker to the controller silently."""
@@ -98,7 +129,7 @@ class Evidence:
         summaries = msgspec.convert(plain["summaries"], list[Summary])
         engines = msgspec.convert(plain["engines"], list[EngineReport])
         return cls(
-            summaries={(s.engine, s.workload): s for s in summaries},
+            summaries={(s.engine, s.workload, s.experiment): s for s in summaries},
             verdicts=msgspec.convert(plain["verdicts"], list[Verdict]),
             engines={e.name: e for e in engines},
             sections={s.id: s for s in msgspec.convert(plain["sections"], list[Section])},
@@ -132,6 +163,7 @@ class Session:
     measured: dict[tuple[str, str], Summary] = field(default_factory=dict)
     proofs: dict[str, Proof] = field(default_factory=dict)
     launches: dict[tuple[str, str], int] = field(default_factory=dict)
+    comparisons: dict[str, Compared | VllmPerfError] = field(default_factory=dict)
     limits_sent: str | None = None
 
     @cached_property
@@ -152,6 +184,11 @@ class Session:
     @cached_property
     def thresholds(self) -> Thresholds:
         """The limits, read and checked once in a run. A missing file means no limits unless one was named."""
+        limits = self._limits_as_written()
+        wanted = self.options.judging.inconclusive
+        return limits if wanted is None else replace(limits, inconclusive=wanted)
+
+    def _limits_as_written(self) -> Thresholds:
         if self.limits_sent is not None:
             return _limits_from_text(self.limits_sent)
         from pytest_vllmperf.adapters.threshold_file import read_thresholds
@@ -177,7 +214,13 @@ class Session:
         """What became of each engine, in the order of the matrix, with its launches on all workers."""
         found = self.evidence.engines
         launches = {name: sum(n for (_, engine), n in self.launches.items() if engine == name) for name in found}
-        return tuple(replace(found[n], launches=launches[n]) for n in self.selected_engines if n in found)
+        names = dict.fromkeys((*self.selected_engines, *found))  # an experiment may launch others
+        return tuple(replace(found[n], launches=launches[n]) for n in names if n in found)
+
+    @cached_property
+    def comparison_names(self) -> tuple[str, ...]:
+        """What ``--vllmperf-compare`` asks for, as ``BASE:CANDIDATE``."""
+        return tuple(f"{baseline}:{candidate}" for baseline, candidate in self.options.judging.compare)
 
     @cached_property
     def known_workloads(self) -> tuple[str, ...]:

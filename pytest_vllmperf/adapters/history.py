@@ -188,12 +188,26 @@ def _extra_info(
         "kind": summary.kind,
         "invalid": summary.invalid,
         "n": value.n,
+        "experiment": summary.experiment,
+        **_replicated(value, summary),
     }
     fingerprints = info.pop("fingerprints", None)
     if isinstance(fingerprints, Mapping):
         info["fingerprint"] = fingerprints.get(f"{summary.engine}/{summary.workload}")
     safe = plain(info)
     return safe if isinstance(safe, dict) else {}
+
+
+def _replicated(value: MetricValue, summary: Summary) -> dict[str, object]:
+    """Seconds of one measurement, and the value of each replicate, by statistic where it is a distribution."""
+    replicates = summary.replicates
+    if replicates is None:
+        return {"duration_s": summary.duration_s}
+    own = {name: values for name, values in replicates.values.items() if metric(name).family == value.name}
+    own.update({name: values for name, values in replicates.values.items() if name == value.name})
+    apart = replicates.kind == "launch" or "output_throughput" in replicates.values
+    lasted = summary.duration_s / replicates.count if apart else summary.duration_s
+    return {"duration_s": lasted, "replicate": replicates.kind, "replicates": own}
 
 
 def _own_outcomes(outcomes: Mapping[str, object], definition: Metric, summary: Summary) -> dict[str, object]:

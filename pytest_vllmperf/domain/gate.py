@@ -14,7 +14,7 @@ from pytest_vllmperf.domain.metrics import judgeable_metric
 from pytest_vllmperf.domain.summary import Summary
 from pytest_vllmperf.domain.thresholds import Limit, Outcome, Subject, Thresholds, Verdict, judge, resolve
 
-__all__ = ["ExitCode", "RunOutcome", "exit_code", "failure_message", "judge_all"]
+__all__ = ["ExitCode", "RunOutcome", "comparison_message", "exit_code", "failure_message", "judge_all"]
 
 
 class ExitCode(enum.IntEnum):
@@ -112,6 +112,19 @@ def failure_message(summary: Summary, verdicts: Sequence[Verdict], *, inconclusi
     else:
         lines = [head, *(_line(v) for v in bad)]
     lines += [f"  note: {warning}" for warning in summary.warnings]
+    if len(lines) > _MESSAGE_LINES:
+        hidden = len(lines) - _MESSAGE_LINES + 1
+        lines = [*lines[: _MESSAGE_LINES - 1], f"  … {hidden} more in the report"]
+    return "\n".join(lines)
+
+
+def comparison_message(verdicts: Sequence[Verdict], *, inconclusive_fails: bool) -> str | None:
+    """What a failing comparison says, likewise; all verdicts are of one workload."""
+    bad = [v for v in verdicts if v.counts_as_failure(inconclusive_fails=inconclusive_fails)]
+    if not bad:
+        return None
+    head = f"{bad[0].subject} × {bad[0].workload}: {len(bad)} of {len(verdicts)} judgements failed"
+    lines = [head, *(_line(v) for v in bad)]
     if len(lines) > _MESSAGE_LINES:
         hidden = len(lines) - _MESSAGE_LINES + 1
         lines = [*lines[: _MESSAGE_LINES - 1], f"  … {hidden} more in the report"]

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pytest_vllmperf.domain.comparison import shown_change
 from pytest_vllmperf.domain.environment import Environment
 from pytest_vllmperf.domain.evidence import Evidence
 from pytest_vllmperf.domain.metrics import metric
@@ -135,18 +136,18 @@ def rows(report: Report) -> tuple[Row, ...]:
     verdicts = _worst_of_each(report.verdicts)
     table: list[Row] = []
     for engine, workload in _subjects(report):
-        mine = [v for v in verdicts if (v.engine, v.workload) == (engine, workload)]
+        mine = [v for v in verdicts if (v.subject, v.workload) == (engine, workload)]
         table += [_judged_row(v) for v in sorted(mine, key=lambda v: v.outcome is Outcome.NOT_JUDGED)]
         if not mine:
             for summary in report.summaries:
-                if (summary.engine, summary.workload) == (engine, workload):
+                if (summary.engine, summary.workload) == (engine, workload) and not summary.experiment:
                     table += _shown_rows(summary)
     return tuple(table)
 
 
 def _subjects(report: Report) -> tuple[tuple[str, str], ...]:
     """Every engine and workload there is something about, in order of measurement."""
-    pairs = [(s.engine, s.workload) for s in report.summaries] + [(v.engine, v.workload) for v in report.verdicts]
+    pairs = [(s.engine, s.workload) for s in report.summaries] + [(v.subject, v.workload) for v in report.verdicts]
     return tuple(dict.fromkeys(pairs))
 
 
@@ -154,7 +155,7 @@ def _worst_of_each(verdicts: Iterable[Verdict]) -> tuple[Verdict, ...]:
     """One verdict for each subject and metric: a later PASS never hides an earlier FAIL."""
     worst: dict[tuple[str, str, str], Verdict] = {}
     for verdict in verdicts:
-        key = (verdict.engine, verdict.workload, verdict.metric)
+        key = (verdict.subject, verdict.workload, verdict.metric)
         before = worst.get(key)
         if before is None or _WORST_FIRST.index(verdict.outcome) < _WORST_FIRST.index(before.outcome):
             worst[key] = verdict
@@ -163,10 +164,10 @@ def _worst_of_each(verdicts: Iterable[Verdict]) -> tuple[Verdict, ...]:
 
 def _judged_row(verdict: Verdict) -> Row:
     return Row(
-        engine=verdict.engine,
+        engine=verdict.subject,
         workload=verdict.workload,
         metric=verdict.metric,
-        value=_quantity(verdict.value, verdict.metric),
+        value=shown_change(verdict) or _quantity(verdict.value, verdict.metric),
         n=str(verdict.n),
         limit=verdict.limit.text if verdict.limit else "",
         verdict=_verdict_cell(verdict),
@@ -175,7 +176,7 @@ def _judged_row(verdict: Verdict) -> Row:
 
 def _verdict_cell(verdict: Verdict) -> str:
     if verdict.outcome is not Outcome.NOT_JUDGED:
-        return str(verdict.outcome)
+        return verdict.word
     if verdict.value is None:
         return "not measured"
     if verdict.limit is None:

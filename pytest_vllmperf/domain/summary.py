@@ -16,7 +16,7 @@ from pytest_vllmperf.domain.stats import peak_window_rate, reduce_samples
 from pytest_vllmperf.domain.timeline import Timeline
 from pytest_vllmperf.domain.workload import ServiceLevel, Workload
 
-__all__ = ["MetricValue", "Summary", "metric_values", "summarize"]
+__all__ = ["MetricValue", "Replicates", "Summary", "metric_values", "summarize"]
 
 _NS = 1e-9
 
@@ -38,6 +38,23 @@ class MetricValue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Replicates:
+    """The values of several rounds of one launch, or of several launches, that a Summary pools.
+
+    Args:
+        kind: What was repeated.
+        count: How often.
+        values: By metric that has one value for a run, one for each replicate; None where it has none.
+        samples: The smallest number of samples behind one of those values.
+    """
+
+    kind: Literal["round", "launch"]
+    count: int
+    values: Mapping[str, tuple[float | None, ...]]
+    samples: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """Everything measured in one go, and how far it may be believed.
 
@@ -56,6 +73,8 @@ class Summary:
         warnings: Doubts that do not forbid judging.
         facts: Small extra figures worth keeping (tokens, client health, …), JSON-ready.
         timeline: A load run over time; None for everything else.
+        replicates: Where this pools several rounds or launches, the values of each.
+        experiment: The experiment it belongs to, such as ``baseline:max-perf``; empty for an ordinary measurement.
     """
 
     engine: str
@@ -72,6 +91,8 @@ class Summary:
     warnings: tuple[str, ...]
     facts: Mapping[str, object]
     timeline: Timeline | None = None
+    replicates: Replicates | None = None
+    experiment: str = ""
 
 
 def metric_values(

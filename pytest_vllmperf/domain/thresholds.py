@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from pytest_vllmperf.domain.metrics import Metric, judgeable_metric
 from pytest_vllmperf.domain.summary import Summary
@@ -14,6 +15,7 @@ from pytest_vllmperf.domain.units import format_quantity
 from pytest_vllmperf.errors import LimitTie
 
 __all__ = [
+    "Interval",
     "Limit",
     "LimitTable",
     "Match",
@@ -26,6 +28,7 @@ __all__ = [
     "is_glob",
     "judge",
     "resolve",
+    "resolve_tolerance",
 ]
 
 
@@ -135,11 +138,44 @@ class Thresholds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """Bounds of what was judged: of a level in the metric's base unit, or of a change as a ratio.
+
+    Args:
+        low, high: The bounds; None where there is none (a lower bound alone decides paired answers).
+        confidence: Of each bound alone for a level, of both together for a change.
+        n: Replicates.
+        replicate: What was repeated.
+    """
+
+    low: float | None
+    high: float | None
+    confidence: float | None
+    n: int
+    replicate: Literal["round", "launch", "pair", "question"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """One judgement, with the numbers that led to it.
 
     ``limit`` is None when none matched; ``built_in`` is True for a limit nobody wrote down (failed
     requests are never accepted silently), which alone does not make a run a judged one.
+
+    Args:
+        outcome: What it says.
+        engine, workload, metric: What was judged.
+        value: The level, in the metric's base unit.
+        n: Samples behind it.
+        limit: What it was judged by.
+        reason: One sentence.
+        built_in: See above.
+        interval: Bounds, where there are several replicates.
+        launches: Launches the value comes from, where they matter: what changes from launch to launch is not covered
+            by one of them. None for answers, and where nothing varies.
+        against: The engine this one was compared with; None for a limit on a level.
+        baseline: That engine's level.
+        change: value / baseline - 1; for a share, value - baseline.
     """
 
     outcome: Outcome
@@ -151,6 +187,22 @@ class Verdict:
     limit: Limit | None
     reason: str
     built_in: bool = False
+    interval: Interval | None = None
+    launches: int | None = None
+    against: str | None = None
+    baseline: float | None = None
+    change: float | None = None
+
+    @property
+    def word(self) -> str:
+        """The outcome for people: a level that one launch met may be missed by the next."""
+        once = self.launches == 1 and self.outcome is Outcome.PASS and not self.built_in
+        return f"{self.outcome} (1 launch)" if once else str(self.outcome)
+
+    @property
+    def subject(self) -> str:
+        """The engine, and what it was compared with, for tables."""
+        return self.engine if self.against is None else f"{self.engine} against {self.against}"
 
     def counts_as_failure(self, *, inconclusive_fails: bool) -> bool:
         """True when this judgement alone makes its test fail."""
@@ -168,11 +220,38 @@ def resolve(thresholds: Thresholds, subject: Subject, metric: str) -> Limit | No
     Raises:
         LimitTie: Two tables are left; the message names both.
     """
+    return _best(thresholds, subject, metric, lambda limit: limit.absolute)
+
+
+def resolve_tolerance(thresholds: Thresholds, subject: Subject, metric: str) -> Limit:
+    """By how much ``subject`` may be worse than what it is compared with: the tolerance that matches best.
+
+    Where the file gives none, it is the catalogue's. The limit returned bounds no level.
+
+    Raises:
+        UnknownMetric: ``metric`` is not in the catalogue, or is a bare distribution.
+        LimitTie: Two tables give a tolerance and match equally well.
+    """
+    entry = judgeable_metric(metric)
+    given = _best(thresholds, subject, metric, lambda limit: limit.tolerance is not None)
+    tolerance = entry.tolerance if given is None or given.tolerance is None else given.tolerance
+    return Limit(
+        metric=metric,
+        maximum=None,
+        minimum=None,
+        tolerance=tolerance,
+        required=given is not None and given.required,
+        where="the catalogue's tolerance" if given is None else given.where,
+        text=f"within {format_quantity(tolerance, unit='ratio')}",
+    )
+
+
+def _best(thresholds: Thresholds, subject: Subject, metric: str, wanted: Callable[[Limit], bool]) -> Limit | None:
     found: list[tuple[tuple[int, int], LimitTable, Limit]] = []
     for table in thresholds.tables:
         limit = table.limits.get(metric)
         rank = table.match.specificity(subject)
-        if limit is not None and limit.absolute and rank is not None:
+        if limit is not None and wanted(limit) and rank is not None:
             found.append((rank, table, limit))
     if not found:
         return None

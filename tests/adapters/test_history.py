@@ -142,6 +142,8 @@ def test_a_stored_metric_carries_raw_samples_and_what_it_takes_to_read_them(firs
     assert stored["param"] == "baseline/burst"
     assert stored["extra_info"] == {
         "vllmperf_schema": 1,
+        "duration_s": 1.0,
+        "experiment": "",
         "metric": "ttft",
         "unit": "s",
         "better": "lower",
