@@ -18,6 +18,7 @@ from pytest_vllmperf.domain.workload import Workload
 
 if TYPE_CHECKING:
     from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle
+    from pytest_vllmperf.domain.records import LoadRun
     from pytest_vllmperf.pool import EnginePool
 
 __all__ = ["Asked", "Launch", "Launcher", "PoolLauncher", "measured_on"]
@@ -121,8 +122,11 @@ def measured_on(
     gpu_uuids: Sequence[str] = (),
     quick: bool = False,
     progress: Callable[[str], None],
+    keep: Callable[[LoadRun], None] | None = None,
 ) -> Summary:
     """Measure one workload or quality task on a live engine, with fewer requests and marked so when ``quick``.
+
+    ``keep`` is handed the raw records of a load run.
 
     Raises:
         WorkloadError, TaskError: It does not fit this engine.
@@ -136,7 +140,7 @@ def measured_on(
         return evaluate(handle, asked)
     whole = asked.on(handle.device)
     shorter = quick_form(whole) if quick else whole
-    summary = measure(handle, shorter, gpu_uuids=gpu_uuids, progress=progress)
+    summary = measure(handle, shorter, gpu_uuids=gpu_uuids, progress=progress, keep=keep)
     if not quick:
         return summary
     note = f"quick run: {shorter.requests} of {whole.requests} requests (--vllmperf-quick), no baseline"

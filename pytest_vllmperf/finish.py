@@ -29,13 +29,16 @@ class RunFacts(Protocol):
     ordinary_failures: int
     internal_error: bool
     journal: JournalWriter | None
+    written: tuple[Path, ...]
+    push_failure: str | None
 
 
 def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts: RunFacts) -> Report:
     """Write report and history, set the session's exit status, and return the report."""
     from pytest_vllmperf import conclusion
-    from pytest_vllmperf.adapters import history, html_report, writers
+    from pytest_vllmperf.adapters import history
     from pytest_vllmperf.domain.gate import ExitCode, RunOutcome, exit_code
+    from pytest_vllmperf.reporting import write_reports
 
     evidence = run.evidence
     parts = conclusion.by_hardware(evidence, run.environment)
@@ -54,13 +57,17 @@ def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts
     if status in {int(code) for code in ExitCode}:  # a run that was interrupted, or broke, has told why
         problems += conclusion.nothing_judged(outcome, engines)
     report = _with_sections(config, _report(run, engines, tuple(evidence.verdicts), tuple(problems), status))
-    directory = run.options.report_directory
-    writers.write_json(report, directory / "report.json")
-    writers.write_markdown(report, directory / "report.md")
     for part in parts.values():
         history.record(config, tuple(part.summaries.values()), extra=_history_extra(part, report, run))
     earlier = history.earlier_runs(config, at_most=_RUNS_SHOWN)
-    html_report.write_html(report, directory / "index.html", history=earlier.runs, notes=earlier.warnings)
+    facts.written = write_reports(
+        report,
+        run.options.report_directory,
+        formats=run.options.report_formats,
+        history=earlier.runs,
+        notes=earlier.warnings,
+    )
+    facts.push_failure = _pushed(report, run.options.push_url)
     config.hook.pytest_vllmperf_report(config=config, report=report)
     if facts.journal is not None:
         facts.journal.end({"exit_code": status, "interrupted": _interrupted(session, facts), "problems": problems})
@@ -75,21 +82,46 @@ def _status(ended: int, facts: RunFacts, judged: int) -> int:
     return (judged or ended) if ended in finished else ended
 
 
-def print_report(terminal: Any, report: Report, directory: Path, root: Path) -> None:
-    """The final table, problems and the verdict sentence."""
+def _pushed(report: Report, url: str | None) -> str | None:
+    if url is None:
+        return None
+    from pytest_vllmperf.adapters.prometheus_text import push_metrics
+
+    return push_metrics(report, url)
+
+
+def print_report(terminal: Any, report: Report, facts: RunFacts, root: Path) -> None:
+    """The final table, what others found, problems, the verdict sentence; and annotations in GitHub Actions."""
+    import os
+
     from pytest_vllmperf.adapters import writers
+    from pytest_vllmperf.adapters.github_actions import annotation_commands
     from pytest_vllmperf.domain.report import headline
 
     terminal.section("vllmperf")
     for line in writers.terminal_table(report, width=min(100, terminal._tw.fullwidth)):
         terminal.write_line(line, **_markup(line))
-    for problem in report.problems:
+    for section in report.sections:
+        for sentence in section.sentences:
+            terminal.write_line(f"{section.title}: {sentence}", **_KIND_MARKUP.get(section.kind, {}))
+    for problem in (*report.problems, *([facts.push_failure] if facts.push_failure else [])):
         terminal.write_line(f"! {problem}", yellow=True)
-    shown = directory.relative_to(root) if directory.is_relative_to(root) else directory
     good = report.exit_code == 0
     sentence = headline(report.verdicts, report.engines, report.problems)
     terminal.write_line(f"{sentence}. Exit code {report.exit_code}.", bold=True, green=good, red=not good)
-    terminal.write_line(f"Report: {shown / 'index.html'}, {shown / 'report.md'}, {shown / 'report.json'}")
+    if facts.written:
+        shown = (path.relative_to(root) if path.is_relative_to(root) else path for path in facts.written)
+        terminal.write_line(f"Report: {', '.join(map(str, shown))}")
+    for command in annotation_commands(report, os.environ):
+        terminal.write_line(command)
+
+
+_KIND_MARKUP = {
+    "pass": {"green": True},
+    "fail": {"red": True},
+    "invalid": {"red": True},
+    "inconclusive": {"yellow": True},
+}
 
 
 def _markup(line: str) -> dict[str, bool]:

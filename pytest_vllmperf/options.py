@@ -71,8 +71,26 @@ def add_options(parser: pytest.Parser) -> None:
         help="Where reports and engine logs go. Default: ini vllmperf_report_dir, else reports/latest.",
     )
     _add_judging_options(parser)
+    _add_report_options(parser)
     parser.addini("vllmperf_thresholds", "Thresholds file, relative to the root directory.", default="thresholds.toml")
     parser.addini("vllmperf_report_dir", "Report directory, relative to the root directory.", default="reports/latest")
+
+
+def _add_report_options(parser: pytest.Parser) -> None:
+    group = parser.getgroup("vllmperf")
+    group.addoption(
+        "--vllmperf-report",
+        metavar="FORMATS",
+        help="What to write, separated by commas: html (index.html), md (report.md), json (report.json), "
+        "prom (metrics.prom, for Prometheus), csv (requests/: every request of every load). "
+        "Default: ini vllmperf_report, else html,md,json.",
+    )
+    group.addoption(
+        "--vllmperf-push",
+        metavar="URL",
+        help="Push the final metrics to this Prometheus push gateway, under job vllmperf.",
+    )
+    parser.addini("vllmperf_report", "Report formats, as for --vllmperf-report.", default="html,md,json")
 
 
 def _add_judging_options(parser: pytest.Parser) -> None:
@@ -185,6 +203,7 @@ def session_of(config: pytest.Config) -> Session:
         ConfigError: Any of them is wrong.
     """
     from pytest_vllmperf.domain.engine import EngineConfig
+    from pytest_vllmperf.reporting import parse_formats
     from pytest_vllmperf.session import Options, Session, named, workloads_by_name
 
     engines = named(
@@ -196,6 +215,10 @@ def session_of(config: pytest.Config) -> Session:
             root=config.rootpath,
             thresholds_path=_path(config, "--vllmperf-thresholds", "vllmperf_thresholds"),
             report_directory=_path(config, "--vllmperf-report-dir", "vllmperf_report_dir"),
+            report_formats=parse_formats(
+                config.getoption("--vllmperf-report") or str(config.getini("vllmperf_report"))
+            ),
+            push_url=_push_url(config.getoption("--vllmperf-push")),
             engines=wanted,
             workloads=tuple(config.getoption("--vllmperf-workload")),
             quick=config.getoption("--vllmperf-quick"),
@@ -230,6 +253,14 @@ def _path(config: pytest.Config, option: str, ini: str) -> Path:
     if given:
         return Path(config.invocation_params.dir, given).resolve()
     return config.rootpath / str(config.getini(ini))
+
+
+def _push_url(given: str | None) -> str | None:
+    if not given:
+        return None
+    from pytest_vllmperf.adapters.prometheus_text import check_gateway
+
+    return check_gateway(given)
 
 
 def _require_gpu(config: pytest.Config, requires: list[tuple[str, ...]]) -> bool:

@@ -158,9 +158,13 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Let what the test measured and judged ride on its report, through xdist as well."""
-    report = yield
     session = item.config.stash.get(SESSION, None)
     names = collection.engines_of(item)
+    if session is not None and call.when == "call" and EVIDENCE in item.stash:  # before pytest copies them
+        from pytest_vllmperf.session import junit_properties
+
+        item.user_properties += junit_properties(item.stash[EVIDENCE])
+    report = yield
     if session is None or not names:
         return report
     evidence: Evidence | None = item.stash.get(EVIDENCE, None)
@@ -292,4 +296,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     from pytest_vllmperf.finish import print_report
 
-    print_report(terminalreporter, state.report, config.stash[SESSION].options.report_directory, config.rootpath)
+    print_report(terminalreporter, state.report, state, config.rootpath)

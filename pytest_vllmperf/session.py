@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.engine import EngineHandle
     from pytest_vllmperf.domain.environment import Environment
     from pytest_vllmperf.domain.quality import QualityTask
+    from pytest_vllmperf.domain.records import LoadRun
     from pytest_vllmperf.domain.report import EngineReport
     from pytest_vllmperf.domain.section import Section
     from pytest_vllmperf.domain.summary import Summary
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from pytest_vllmperf.pool import EnginePool
     from pytest_vllmperf.proof import Proof
 
-__all__ = ["Evidence", "Judging", "Options", "Session", "builtins_only", "named"]
+__all__ = ["Evidence", "Judging", "Options", "Session", "builtins_only", "junit_properties", "named"]
 
 Named = TypeVar("Named", EngineConfig, Workload, "QualityTask")
 
@@ -44,6 +45,8 @@ class Options:
     root: Path
     thresholds_path: Path
     report_directory: Path
+    report_formats: tuple[str, ...]
+    push_url: str | None
     engines: tuple[str, ...]
     workloads: tuple[str, ...]
     quick: bool
@@ -135,6 +138,19 @@ class Evidence:
             sections={s.id: s for s in msgspec.convert(plain["sections"], list[Section])},
             places=msgspec.convert(plain["places"], dict[str, Environment]),
         )
+
+
+def junit_properties(evidence: Evidence) -> list[tuple[str, object]]:
+    """Properties for JUnit's XML: every value a test measured, named as in history, and every outcome."""
+    from pytest_vllmperf.domain.metrics import metric
+
+    values: list[tuple[str, object]] = [
+        (f"{s.engine}/{s.workload}::{v.name} [{metric(v.name).unit}]", v.value)
+        for s in evidence.summaries.values()
+        for v in s.metrics.values()
+        if v.value is not None
+    ]
+    return values + [(f"{v.engine}/{v.workload}::{v.metric} verdict", str(v.outcome)) for v in evidence.verdicts]
 
 
 def builtins_only(value: Any) -> Any:
@@ -262,8 +278,21 @@ class Session:
         """Measure one workload or quality task on a live engine of this process, as the options say."""
         from pytest_vllmperf.experiment import measured_on
 
-        uuids = self.pool.gpu_uuids(handle.name)
-        return measured_on(handle, asked, gpu_uuids=uuids, quick=self.options.quick, progress=self.progress)
+        return measured_on(
+            handle,
+            asked,
+            gpu_uuids=self.pool.gpu_uuids(handle.name),
+            quick=self.options.quick,
+            progress=self.progress,
+            keep=self._request_table(handle.name, asked.name) if "csv" in self.options.report_formats else None,
+        )
+
+    def _request_table(self, engine: str, workload: str) -> Callable[[LoadRun], None]:
+        """Writes the requests of a load run; of an engine launched several times the latest launch's stay."""
+        from pytest_vllmperf.adapters.request_tables import requests_path, write_requests
+
+        path = requests_path(self.options.report_directory, engine, workload)
+        return lambda run: write_requests(run, path)
 
     @cached_property
     def launcher(self) -> PoolLauncher:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +28,8 @@ class RunState:
         internal_error: pytest itself broke, here or in a worker.
         comparison: What ``--benchmark-compare`` was given, kept until the hardware is known.
         report: The finished report.
+        written: Its files.
+        push_failure: Why its metrics could not be pushed, None where they were or nobody asked.
         journal: Takes what each test sent to disk at once; None where nothing is measured.
     """
 
@@ -38,6 +41,8 @@ class RunState:
     comparison: str | bool | None = None
     report: Report | None = None
     journal: JournalWriter | None = None
+    written: tuple[Path, ...] = ()
+    push_failure: str | None = None
 
 
 # The keys' types are for the type checker: importing them would cost every start of pytest 10 ms and more.

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_vllmperf.domain.report import headline, plain, rows
 from pytest_vllmperf.domain.thresholds import Outcome
@@ -20,12 +20,48 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_vllmperf.domain.report import EngineReport, Report, Row
+    from pytest_vllmperf.domain.section import Forest, Section, Table
     from pytest_vllmperf.domain.thresholds import Verdict
 
-__all__ = ["SCHEMA_VERSION", "terminal_table", "write_json", "write_markdown"]
+__all__ = ["SCHEMA_VERSION", "report_schema", "terminal_table", "write_json", "write_markdown"]
 
 SCHEMA_VERSION = 1
 """Of report.json; raised when a key changes its meaning or goes, not when one is added."""
+
+
+_SCHEMA_URI = f"urn:pytest-vllmperf:report:{SCHEMA_VERSION}"
+
+
+def report_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of ``report.json``, made from the types it is written from.
+
+    Keys may be added under one version: readers must ignore those they do not know.
+    """
+    import msgspec
+
+    from pytest_vllmperf.domain.report import Report
+
+    schema = msgspec.json.schema(Report, schema_hook=lambda _type: {"description": "any JSON value"})
+    definitions = schema.pop("$defs")
+    for name in ("MetricValue", "Series"):  # a value that is not finite is written as null
+        for key in ("samples", "values"):
+            if key in definitions[name]["properties"]:
+                definitions[name]["properties"][key]["items"] = {"type": ["number", "null"]}
+    root = definitions.pop("Report")
+    root["properties"] = {
+        "$schema": {"const": _SCHEMA_URI},
+        "schema_version": {"const": SCHEMA_VERSION},
+        "headline": {"type": "string", "description": "The verdict of the run in one sentence."},
+        **root["properties"],
+    }
+    root["required"] = ["schema_version", "headline", *root["required"]]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": _SCHEMA_URI,
+        "title": "report.json of pytest-vllmperf",
+        **{key: value for key, value in root.items() if key != "title"},
+        "$defs": definitions,
+    }
 
 
 def write_json(report: Report, path: Path) -> None:
@@ -36,7 +72,12 @@ def write_json(report: Report, path: Path) -> None:
     Raises:
         OSError: ``path`` cannot be written.
     """
-    content = {"schema_version": SCHEMA_VERSION, "headline": _headline(report), **_fields(report)}
+    content = {
+        "$schema": _SCHEMA_URI,
+        "schema_version": SCHEMA_VERSION,
+        "headline": _headline(report),
+        **_fields(report),
+    }
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1)
     _write(path, text + "\n")
 
@@ -78,6 +119,7 @@ def write_markdown(report: Report, path: Path) -> None:
         _list("Problems", [_md(problem) for problem in report.problems]),
         _list("Failures", [*_failed_engines(report), *_failed_verdicts(report.verdicts)]),
         _results(report),
+        *(_section(section) for section in report.sections),
         _list("Warnings", _warnings(report)),
         _engines(report.engines),
         _optimisations(report.engines),
@@ -127,6 +169,35 @@ def _table(
     rule = ["---:" if title in right else "---" for title in header]
     lines = [[f"**{cell}**" if cell in loud else _md(cell) for cell in line] for line in body]
     return [f"| {' | '.join(cells)} |" for cells in (list(header), rule, *lines)]
+
+
+def _section(section: Section) -> list[str]:
+    """A contributed section: its sentences, tables, forest plots as tables, notes."""
+    tables = [_contributed(table) for table in section.tables]
+    tables += [_estimates(forest) for forest in section.forests if forest.rows]
+    blocks = [
+        [f"**{_md(sentence)}**" for sentence in section.sentences],
+        *tables,
+        [_md(note) for note in section.notes],
+    ]
+    lines = [f"## {_md(section.title)}"]
+    for block in blocks:
+        lines += ["", *block] if block else []
+    return lines
+
+
+def _contributed(table: Table) -> list[str]:
+    body = [[cell if isinstance(cell, str) else cell.text for cell in row] for row in table.rows]
+    lines = _table(table.head, body, right=table.right, bold=_BAD)
+    return [*([_md(table.title), ""] if table.title else []), *lines, *(["", _md(table.note)] if table.note else [])]
+
+
+def _estimates(forest: Forest) -> list[str]:
+    def shown(value: float) -> str:
+        return format_quantity(value, unit=forest.unit)
+
+    body = [(r.label, shown(r.estimate), f"[{shown(r.low)}, {shown(r.high)}]", r.text) for r in forest.rows]
+    return [_md(forest.title), "", *_table(("", "Estimate", "Interval", ""), body, right=("Estimate",), bold=_BAD)]
 
 
 def _warnings(report: Report) -> list[str]:

@@ -44,10 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Answer:
     """Read, judge, write."""
-    from pytest_vllmperf.adapters import history, html_report, writers
+    from pytest_vllmperf.adapters import history, writers
     from pytest_vllmperf.adapters.run_journal import read_journal
     from pytest_vllmperf.domain.report import headline
     from pytest_vllmperf.merging import merge
+    from pytest_vllmperf.reporting import write_reports
 
     root: Path = options.directory
     journals = [read_journal(root / path) for path in dict.fromkeys(path.resolve() for path in _under(options))]
@@ -55,9 +56,7 @@ def run(options: argparse.Namespace) -> Answer:
     report, directory = merged.report, root / options.report_dir
     stored = [] if options.no_history else _store(merged, root / options.storage)
     earlier = history.stored_runs(root / options.storage, at_most=20)
-    writers.write_json(report, directory / "report.json")
-    writers.write_markdown(report, directory / "report.md")
-    html_report.write_html(report, directory / "index.html", history=earlier.runs, notes=earlier.warnings)
+    write_reports(report, directory, history=earlier.runs, notes=earlier.warnings)
     lines = [
         *writers.terminal_table(report),
         *(f"! {problem}" for problem in report.problems),
