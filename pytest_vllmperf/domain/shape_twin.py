@@ -200,25 +200,34 @@ def _vocabulary(size: int, specials: Mapping[int, str], words: Sequence[str]) ->
         for letters in itertools.product(string.ascii_lowercase, repeat=_FILLER_LETTERS - 1)
     )
     named = itertools.chain.from_iterable((word, space + word) for word in words)
-    texts = iter(dict.fromkeys(itertools.chain(_byte_letters(), ["<|im_start|>"], named, made_up)))
+    real = dict.fromkeys(itertools.chain(_byte_letters(), ["<|im_start|>"], named))
+    texts = itertools.chain(real, (word for word in made_up if word not in real))
     names = (specials.get(place) or next(texts) for place in range(size))
     return {name: place for place, name in enumerate(names)}
 
 
 def _tokenizer(vocabulary: Mapping[str, int], specials: Mapping[int, str], start: str) -> dict[str, Any]:
-    """Byte-level BPE in the format of Hugging Face's tokenizers; whole words are looked up, so no merges are needed."""
-    added = {vocabulary[start]: start, **specials}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    """Byte-level BPE in the format of Hugging Face's tokenizers; whole words are looked up, so no merges are needed.
+
+    Every token is told as visible text, single bytes too: random weights repeat whatever they hit on, and a server
+    holds back a byte that is no character yet. (Ends of an answer stay special; ``min_tokens`` keeps them away.)
+    """
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [
+        {"id": vocabulary[start], "content": start, "special": False, **flags},
+        *({"id": place, "content": text, "special": True, **flags} for place, text in specials.items()),
+    ]
+    space = {"type": "Replace", "pattern": {"String": _byte_letters()[ord(" ")]}, "content": " "}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": place, "content": text, **flags} for place, text in sorted(added.items())],
+        "added_tokens": sorted(added, key=lambda token: token["id"]),
         "normalizer": None,
         "pre_tokenizer": level,
         "post_processor": None,
-        "decoder": level,
+        "decoder": {"type": "Sequence", "decoders": [space, {"type": "Fuse"}]},
         "model": {
             "type": "BPE",
             "dropout": None,
