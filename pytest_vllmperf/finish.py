@@ -198,6 +198,6 @@ def _history_extra(part: Evidence, report: Report, run: Session) -> dict[str, ob
         started_at=report.started_at,
         exit_code=report.exit_code,
         quick=run.options.quick,
-        no_baseline=run.options.quick,
+        no_baseline=run.options.quick or any(engine.reused for engine in part.engines.values()),
         fingerprints={f"{s.engine}/{s.workload}": conclusion.fingerprint(run, s) for s in part.summaries.values()},
     )

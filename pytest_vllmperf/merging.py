@@ -277,7 +277,7 @@ def _stored(sources: Sequence[_Source], part: Sequence[tuple[_Source, Evidence]]
             started_at=report.started_at,
             exit_code=report.exit_code,
             quick=quick,
-            no_baseline=quick,
+            no_baseline=quick or any(engine.reused for engine in everything.engines.values()),
             fingerprints={key: value for source, _ in part for key, value in source.fingerprints.items()},
         ),
     )

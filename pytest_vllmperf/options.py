@@ -66,6 +66,13 @@ def add_options(parser: pytest.Parser) -> None:
         "each other: by default an engine waits until it is alone.",
     )
     group.addoption(
+        "--vllmperf-reuse",
+        action="store_true",
+        help="Leave engines running at the end, and use those an earlier run left where nothing about them changed: "
+        "for editing and running again. Such results are marked, and are never a baseline. See 'vllmperf ps' and "
+        "'vllmperf stop'; an engine unused for an hour ends by itself.",
+    )
+    group.addoption(
         "--vllmperf-report-dir",
         metavar="DIR",
         help="Where reports and engine logs go. Default: ini vllmperf_report_dir, else reports/latest.",
@@ -226,6 +233,7 @@ def session_of(config: pytest.Config) -> Session:
             require_gpu=_require_gpu(config, [engines[n].requires for n in wanted if n in engines]),
             share_cpu=config.getoption("--vllmperf-share-cpu"),
             judging=_judging(config, engines),
+            reuse=config.getoption("--vllmperf-reuse"),
         ),
         engines=engines,
         workloads=workloads_by_name(config.hook.pytest_vllmperf_workloads(config=config)[::-1]),

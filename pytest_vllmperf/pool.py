@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vllmperf.adapters import engine_process, engine_state, startup_log
@@ -20,12 +21,10 @@ from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle
 from pytest_vllmperf.domain.flag_traps import is_vllm
 from pytest_vllmperf.domain.report import EngineReport
 from pytest_vllmperf.errors import EngineError, EngineExited, EngineUnavailable
+from pytest_vllmperf.keeping import Keeper, KeptProcess, Running, fingerprint
 from pytest_vllmperf.starting import PortLost, Start, attach
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from pytest_vllmperf.adapters.engine_process import EngineProcess
     from pytest_vllmperf.domain.environment import Environment
 
 __all__ = ["EnginePool"]
@@ -46,7 +45,7 @@ class _Slot:
 
     config: EngineConfig
     launches: int = 0
-    process: EngineProcess | None = None
+    process: Running | None = None
     handle: EngineHandle | None = None
     error: EngineError | None = None
     gpu_uuids: tuple[str, ...] = ()
@@ -57,6 +56,9 @@ class _Slot:
     serve: bool = False
     attached: bool = False
     device_before: Mapping[str, int] = field(default_factory=dict)
+    fresh: bool = False
+    kept: bool = False
+    uses: int = 0
 
 
 class EnginePool:
@@ -68,6 +70,7 @@ class EnginePool:
         directory: Where logs go, ``<engine>.log`` each.
         progress: Called with short lines about what is going on.
         leases: Keeps this pool's engines apart from those of other processes; by default there are none.
+        keeper: Finds engines that earlier runs kept, and keeps this pool's; by default every engine ends with the pool.
     """
 
     def __init__(
@@ -78,8 +81,10 @@ class EnginePool:
         directory: Path,
         progress: Progress | None = None,
         leases: HostLeases | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self._environment = environment
+        self._keeper = keeper
         self._leases = leases or HostLeases(None)
         self._directory = directory
         self._tell = progress or (lambda _line: None)
@@ -112,18 +117,43 @@ class EnginePool:
         except EngineError as error:
             slot.error = error
             raise
+        if not (self._keeps(slot) and self._reuse(slot)):
+            self._bring_up(slot)
+        assert slot.handle is not None
+        return slot.handle
+
+    def _bring_up(self, slot: _Slot) -> None:
+        """Launch the engine, or attach to one that somebody else runs; a failure is remembered."""
         slot.gpu_uuids = () if slot.config.url else self._take_gpus(slot)
         try:
             slot.handle = self._attach(slot) if slot.config.url else self._launch(slot)
             slot.version = slot.handle.version
         except EngineError as error:
             slot.error = error
-            self._tell(f"{name}: {str(error).splitlines()[0]}")
+            self._tell(f"{slot.config.name}: {str(error).splitlines()[0]}")
             raise
         finally:
             if slot.handle is None:
-                self._leases.give_back(slot.config.name)
-        return slot.handle
+                self._give_back(slot)
+
+    def _keeps(self, slot: _Slot) -> bool:
+        """Whether the engine may come from an earlier run, and go on for the next. Experiments own their launches."""
+        return self._keeper is not None and self._keeper.reuse and not slot.fresh and slot.config.url is None
+
+    def _reuse(self, slot: _Slot) -> bool:
+        """Take the engine an earlier run kept, if there is one; on a CPU it still waits for its turn."""
+        assert self._keeper is not None
+        print_ = fingerprint(slot.config, device=self._environment.device, serve=slot.serve)
+        found = self._keeper.find(slot.config, print_, [gpu.uuid for gpu in self._environment.gpus])
+        if found is None:
+            return False
+        slot.handle, kept = found
+        slot.process = KeptProcess(runtime=self._keeper.runtime, engine=kept)
+        slot.gpu_uuids, slot.uses, slot.version = kept.gpu_uuids, kept.uses, kept.version
+        slot.command, slot.log_path, slot.kept = kept.command, Path(kept.log_path), True
+        if not slot.gpu_uuids:
+            self._leases.take(slot.config.name, gpus=(), count=slot.config.gpus, waiting=self._tell)
+        return True
 
     def ensure_alive(self, name: str, *, serves: bool = False) -> None:
         """Raise unless the engine is running and healthy; with ``serves``, unless it gives a token as well.
@@ -159,23 +189,30 @@ class EnginePool:
     def release(self, name: str) -> None:
         """Stop the engine and everything it started, and wait until its GPUs are free again. Idempotent.
 
+        One that is kept for the next run is only let go of.
+
         Raises:
             EngineError: Some process survived SIGKILL, or device memory did not come back; its GPUs are used no more.
         """
         slot = self._slot(name)
-        slot.released = slot.released or slot.launches > 0
+        slot.released = slot.released or slot.launches > 0 or slot.uses > 0
+        if slot.kept and not slot.fresh and slot.process:
+            slot.process.detach()
+            slot.process = slot.handle = None
         try:
             self._stop(slot)
         finally:
-            self._leases.give_back(slot.config.name)
+            self._give_back(slot)
 
     def renew(self, name: str) -> None:
         """Stop the engine, if it runs, and let it be launched afresh: only experiments replicate launches.
 
         What a failure left is forgotten; the next launch writes a log of its own, ``<engine>.2.log`` and so on.
         """
-        self.release(name)
         slot = self._slot(name)
+        slot.fresh = True
+        self.release(name)
+        slot.kept, slot.uses = False, 0
         slot.released, slot.error = False, None
 
     def add(self, config: EngineConfig) -> None:
@@ -203,13 +240,19 @@ class EnginePool:
         """How many processes were started for ``name`` so far; a port lost to somebody else costs a second one."""
         return self._slot(name).launches
 
+    def uses(self, name: str) -> int:
+        """How many earlier runs the live engine ``name`` has served; 0 for one launched in this run."""
+        return self._slot(name).uses
+
     def gpu_uuids(self, name: str) -> tuple[str, ...]:
         """The GPUs given to ``name`` at its launch; empty on a machine without GPU."""
         return self._slot(name).gpu_uuids
 
     def reports(self) -> tuple[EngineReport, ...]:
         """What became of each engine that was asked for."""
-        return tuple(_report(slot) for slot in self._slots.values() if slot.launches or slot.attached or slot.error)
+        return tuple(
+            _report(slot) for slot in self._slots.values() if slot.launches or slot.attached or slot.uses or slot.error
+        )
 
     def _slot(self, name: str) -> _Slot:
         try:
@@ -225,6 +268,8 @@ class EnginePool:
     def _launch(self, slot: _Slot) -> EngineHandle:
         """Start it, twice at most: the second time only when somebody took the port of the first."""
         number = f".{slot.launches + 1}" if slot.launches else ""
+        if self._keeps(slot):  # the next launch of that name must not cut off what a kept engine still writes
+            number = f".kept-{secrets.token_hex(4)}"
         slot.log_path = self._directory / f"{slot.config.name}{number}.log"
         if not any(other.launches for other in self._slots.values()):
             self._reap_leftovers()
@@ -272,7 +317,15 @@ class EnginePool:
             raise EngineUnavailable(
                 f"engine {slot.config.name!r} needs {slot.config.gpus} GPUs and {len(free)} are free: {why}"
             )
-        return self._leases.take(slot.config.name, gpus=free, count=slot.config.gpus, waiting=self._tell)
+
+        def make_room(line: str | None = None) -> None:
+            if self._keeper is not None:
+                self._keeper.make_room(gpus=free, count=slot.config.gpus)
+            if line is not None:
+                self._tell(line)
+
+        make_room()
+        return self._leases.take(slot.config.name, gpus=free, count=slot.config.gpus, waiting=make_room)
 
     def _start(self, slot: _Slot) -> EngineHandle:
         config, log_path = slot.config, slot.log_path
@@ -293,7 +346,11 @@ class EnginePool:
         started_ns = time.monotonic_ns()
         try:
             state_path = engine_state.new_state_path(engine_state.runtime_directory())
-            slot.process = engine_process.EngineProcess(slot.command, env=env, log_path=log_path, state_path=state_path)
+            leases = self._leases.descriptors(config.name) if self._keeps(slot) else ()
+            process = engine_process.EngineProcess(
+                slot.command, env=env, log_path=log_path, state_path=state_path, leases=leases
+            )
+            slot.process = process
         except EngineError as error:
             raise EngineError(f"engine {config.name!r}: {error}") from error
         slot.launches += 1
@@ -301,7 +358,7 @@ class EnginePool:
         start = Start(
             config=config,
             device=self._environment.device,
-            process=slot.process,
+            process=process,
             port=port,
             api_key=api_key,
             started_ns=started_ns,
@@ -310,20 +367,30 @@ class EnginePool:
             device_before=device_before,
         )
         try:
-            self._tell(f"{config.name}: starting (pid {slot.process.pid}, log {log_path})")
-            return start.until_ready()
+            self._tell(f"{config.name}: starting (pid {process.pid}, log {log_path})")
+            handle = start.until_ready()
         except EngineError:
             self._stop_quietly(slot, lease=False)
             raise
         except BaseException:  # Ctrl-C while starting must not leave it running either
             self._stop(slot)
             raise
+        if self._keeper and self._keeps(slot):
+            print_ = fingerprint(config, device=self._environment.device, serve=slot.serve)
+            slot.kept = self._keeper.keep(handle, process, print_, slot.gpu_uuids)
+        return handle
 
     def _failure(self, kind: type[EngineError], slot: _Slot, what: str) -> EngineError:
         headline = f"engine {slot.config.name!r} {what}"
         if slot.log_path is None or slot.handle is None:  # a server somebody else runs: its log is theirs
             return kind(f"{headline} (url={slot.config.url!r})")
         return kind(startup_log.describe_failure(headline, log_path=slot.log_path, secret=slot.handle.api_key))
+
+    def _give_back(self, slot: _Slot) -> None:
+        """Let others have the GPUs, or the CPU, and the engine itself where it is kept."""
+        self._leases.give_back(slot.config.name)
+        if self._keeper is not None:
+            self._keeper.give_back(slot.config.name)
 
     def _stop_quietly(self, slot: _Slot, *, lease: bool = True) -> None:
         """Stop an engine that failed: what goes wrong now must not hide why it failed, and is told instead."""
@@ -333,7 +400,7 @@ class EnginePool:
             self._tell(f"{slot.config.name}: {error}")
         finally:
             if lease:
-                self._leases.give_back(slot.config.name)
+                self._give_back(slot)
 
     def _stop(self, slot: _Slot) -> None:
         """End its processes, then wait for its GPUs: the next engine finds them as this one did.
@@ -388,10 +455,15 @@ def _report(slot: _Slot) -> EngineReport:
         command=slot.command,
         env=dict(slot.config.env),
         version=slot.version,
-        log_path=str(slot.log_path) if slot.launches else None,
+        log_path=str(slot.log_path) if slot.launches or slot.uses else None,
         launches=slot.launches,
-        warnings=_twin_warning(slot.config.model),
+        warnings=(*_twin_warning(slot.config.model), *_reuse_warning(slot.uses)),
+        reused=slot.uses > 0,
     )
+
+
+def _reuse_warning(uses: int) -> tuple[str, ...]:
+    return (f"served {uses} earlier runs (--vllmperf-reuse): results are no baseline",) if uses else ()
 
 
 def _twin_warning(model: str) -> tuple[str, ...]:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Evidence", "Judging", "Options", "Session", "builtins_only", "junit_properties", "named"]
 
+_OTHER_PROMPTS = 1_000_003
+"""Added to a workload's seed for each earlier run of a reused engine; rounds and warm-up stay far below it."""
+
 Named = TypeVar("Named", EngineConfig, Workload, "QualityTask")
 
 
@@ -53,6 +56,7 @@ class Options:
     record_only: bool
     require_gpu: bool
     share_cpu: bool
+    reuse: bool
     judging: Judging
 
 
@@ -256,7 +260,9 @@ class Session:
     @cached_property
     def pool(self) -> EnginePool:
         """The launched engines of this process."""
+        from pytest_vllmperf.adapters.engine_state import runtime_directory
         from pytest_vllmperf.adapters.leases import HostLeases, lease_directory
+        from pytest_vllmperf.keeping import Keeper
         from pytest_vllmperf.pool import EnginePool
 
         return EnginePool(
@@ -265,6 +271,13 @@ class Session:
             directory=self.options.report_directory / "logs",
             progress=self.progress,
             leases=HostLeases(lease_directory(), share_cpu=self.options.share_cpu, project=str(self.options.root)),
+            keeper=Keeper(
+                runtime=runtime_directory(),
+                reuse=self.options.reuse,
+                project=str(self.options.root),
+                device=self.environment.device,
+                tell=self.progress,
+            ),
         )
 
     def prove(self, handle: EngineHandle) -> Proof:
@@ -278,6 +291,9 @@ class Session:
         """Measure one workload or quality task on a live engine of this process, as the options say."""
         from pytest_vllmperf.experiment import measured_on
 
+        uses = self.pool.uses(handle.name)
+        if uses and isinstance(asked, Workload):  # the prompts of earlier runs are in a reused engine's prefix cache
+            asked = replace(asked, seed=asked.seed + _OTHER_PROMPTS * uses)
         return measured_on(
             handle,
             asked,

@@ -144,13 +144,20 @@ class EngineProcess:
         log_path: Where its output goes; its folder is made.
         state_path: Where the guardian notes what must be ended should it be killed itself; by default a file
             beside the private temporary folder, which no later run looks for.
+        leases: Open lock files that are to stay locked until the guardian ends, should the engine be kept.
 
     Raises:
         EngineError: The executable is missing or may not be run.
     """
 
     def __init__(
-        self, command: Sequence[str], *, env: Mapping[str, str], log_path: Path, state_path: Path | None = None
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log_path: Path,
+        state_path: Path | None = None,
+        leases: Sequence[int] = (),
     ) -> None:
         self.command = tuple(command)
         self.log_path = log_path
@@ -159,14 +166,15 @@ class EngineProcess:
         self._pid = 0
         self._code: int | None = None
         self._errno: int | None = None
-        self._stocked = self._lost = False
+        self._stocked = self._lost = self._kept = False
+        self._leases = tuple(leases)
         self._survivors: tuple[int, ...] | None = None
         self._unread = b""
         self._temporary = _short_temporary_directory()
         self._state_path = state_path or self._temporary.with_suffix(".json")
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("wb") as log:
-            self._guardian = _start_guardian(self._state_path, log_fd=log.fileno())
+            self._guardian = _start_guardian(self._state_path, log_fd=log.fileno(), leases=self._leases)
         try:
             self._launch(self._with_temporary(env))
         except BaseException:  # also Ctrl-C: the end of the lifeline ends whatever was started
@@ -249,6 +257,31 @@ class EngineProcess:
                 f"{_KILL_DEADLINE_S:g} s; they may hold memory and GPUs until the machine restarts"
             )
 
+    def keep(self, *, idle_s: float, use: Path) -> bool:
+        """Let the engine outlive this process, until nobody has locked or touched ``use`` for ``idle_s``.
+
+        False when the guardian did not agree; the engine then ends with this process, as ever.
+        """
+        if self._tell(f"keep {idle_s} {use}"):
+            self._await(lambda: self._kept, _ANSWER_S)
+        return self._kept
+
+    @property
+    def state_path(self) -> Path:
+        """Where the guardian notes what it guards."""
+        return self._state_path
+
+    def detach(self) -> None:
+        """Let go of a kept engine, which goes on without this process. Idempotent."""
+        if self._stopped or os.getpid() != self._owner_pid:
+            return
+        self._stopped = True
+        atexit.unregister(self.stop)
+        for pipe in (self._guardian.stdin, self._guardian.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._guardian.returncode = 0  # it is nobody's child to wait for any more
+
     # ------------------------------------------------------------------ the guardian
 
     def _launch(self, env: Mapping[str, str]) -> None:
@@ -261,6 +294,7 @@ class EngineProcess:
             "command": self.command,
             "env": dict(env),
             "temporary": str(self._temporary),
+            "leases": self._leases,
             # A worker of pytest-xdist outlives a killed controller by seconds; nobody waits for its results.
             "owners": [os.getppid()] if "PYTEST_XDIST_WORKER" in os.environ else [],
             "command_sha256": hashlib.sha256("\0".join(self.command).encode()).hexdigest(),
@@ -348,6 +382,8 @@ class EngineProcess:
             self._errno = int(numbers[0])
         elif what == "exited":
             self._code = int(numbers[0])
+        elif what == "kept":
+            self._kept = True
         elif what == "stocked":
             self._stocked = True
         elif what == "lost":
@@ -361,12 +397,18 @@ class EngineProcess:
         return {**kernels, **env, "TMPDIR": str(self._temporary)}
 
 
-def _start_guardian(state_path: Path, *, log_fd: int) -> subprocess.Popen[bytes]:
+def _start_guardian(state_path: Path, *, log_fd: int, leases: Sequence[int]) -> subprocess.Popen[bytes]:
     """The guardian, out of reach of Ctrl-C and of signals to the caller's group; what goes wrong in it is logged."""
     command = (sys.executable, "-I", "-S", str(_GUARDIAN), "guard", str(state_path))
     if sys.version_info >= (3, 11):
         return subprocess.Popen(
-            command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log_fd, process_group=0
+            command,
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log_fd,
+            pass_fds=leases,
+            process_group=0,
         )
     return subprocess.Popen(
         command,
@@ -374,6 +416,7 @@ def _start_guardian(state_path: Path, *, log_fd: int) -> subprocess.Popen[bytes]
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log_fd,
+        pass_fds=leases,
         preexec_fn=os.setpgrp,  # noqa: PLW1509 - the only way before 3.11; setpgrp takes no lock
     )
 

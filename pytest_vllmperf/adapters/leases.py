@@ -73,6 +73,10 @@ class HostLeases:
                 waiting(f"{engine}: waiting {now - started:.0f} s for {_describe(self._directory, wanted, count)}")
             time.sleep(_POLL_S)
 
+    def descriptors(self, engine: str) -> tuple[int, ...]:
+        """The open lock files of the GPUs ``engine`` holds, for a process that is to hold them as well."""
+        return tuple(descriptor for name, descriptor in self._held.get(engine, {}).items() if name != _CPU)
+
     def give_back(self, engine: str) -> None:
         """Free what ``engine`` holds; what other engines of this process hold with it stays held. Idempotent."""
         held = self._held.pop(engine, {})

@@ -28,8 +28,8 @@ class EngineReport:
 
     ``state`` is ``measured``, ``skipped`` or ``failed``; ``reason`` says why for the latter two.
     ``launches`` counts launches in this run; ``evidence`` says which optimisations were active, ``warnings``
-    what its log warned of. A report is written to disk and pasted into tickets, so
-    secrets are cut out on construction: values of variables and flags whose name ends in ``token``,
+    what its log warned of, ``reused`` that it had served an earlier run. A report is written to disk and pasted into
+    tickets, so secrets are cut out on construction: values of variables and flags whose name ends in ``token``,
     ``key``, ``secret`` or ``password`` (wherever they occur again), and passwords in URLs.
     """
 
@@ -44,6 +44,7 @@ class EngineReport:
     launches: int
     evidence: tuple[Evidence, ...] = ()
     warnings: tuple[str, ...] = ()
+    reused: bool = False
 
     def __post_init__(self) -> None:
         secrets = _secrets(self.env, self.command)

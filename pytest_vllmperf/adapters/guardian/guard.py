@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import select
@@ -21,6 +22,9 @@ __all__ = ["guard"]
 _LIFELINE, _ANSWERS, _LOG = 0, 1, 2
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_LOOK_MS = 1000.0
+"""How often to look whether a kept engine is still wanted."""
+_STOP = b"stop 5\n"
 _UNUSABLE = 22
 """EINVAL: a command or environment that no program can be given."""
 
@@ -33,6 +37,8 @@ def guard(path: Path) -> None:
     if not line:
         return
     order = json.loads(line)
+    for lease in order["leases"]:
+        os.set_inheritable(lease, False)  # ours until we end, and not the engine's
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     state = State(
         boot_id=boot_id(),
@@ -57,18 +63,42 @@ def guard(path: Path) -> None:
     _Guardian(path, state, [*owners, alive]).run(order["command"], order["env"])
 
 
+class _Kept:
+    """An engine that outlives its run, until nobody has used it for ``idle_s``.
+
+    Whoever uses it holds a lock on ``use``, and sets the file's time when they begin and end.
+    """
+
+    def __init__(self, idle_s: float, use: Path) -> None:
+        self._idle_s, self._use, self._since = idle_s, use, time.time()
+
+    def is_forgotten(self) -> bool:
+        try:
+            with self._use.open("rb") as file:
+                used = os.fstat(file.fileno()).st_mtime
+                if time.time() - max(used, self._since) <= self._idle_s:
+                    return False
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # somebody removed it: nobody can use the engine again
+            return time.time() - self._since > self._idle_s
+        return True
+
+
 class _Guardian:
     """The engine's parent.
 
     Args:
         path: Where the notes go.
         state: The notes.
-        watched: Descriptors that become readable when pytest or the witness ends.
+        watched: Descriptors that become readable when pytest or (the last) the witness ends.
     """
 
     def __init__(self, path: Path, state: State, watched: Sequence[int]) -> None:
         self._path, self._state, self._watched = path, state, watched
         self._deadline: float | None = None
+        self._kept: _Kept | None = None
 
     def run(self, command: Sequence[str], env: Mapping[str, str]) -> None:
         """Start the engine, serve pytest, end the engine."""
@@ -95,19 +125,27 @@ class _Guardian:
             poll.register(fd, select.POLLIN)
         while True:
             ready = {fd for fd, _ in poll.poll(self._patience_ms())}
-            if wake in ready:
-                os.read(wake, 4096)
+            if wake in ready and signal.SIGTERM in os.read(wake, 4096) and self._kept:
+                self._obey(_STOP)
             anybody = collect(self._ended)
-            if ready.intersection(self._watched):
-                return
-            if _LIFELINE in ready and not self._obey(os.read(_LIFELINE, 4096)):
-                return
+            if ready.intersection(self._watched) or (_LIFELINE in ready and not self._obey(os.read(_LIFELINE, 4096))):
+                if not self._kept or self._watched[-1] in ready:
+                    return
+                for fd in ready.intersection((_LIFELINE, *self._watched)):
+                    poll.unregister(fd)
+            if self._kept and self._deadline is None:
+                if not anybody:
+                    return
+                if self._kept.is_forgotten():
+                    self._obey(_STOP)
             if self._deadline is not None and (not anybody or time.monotonic() > self._deadline):
                 return
 
     def _patience_ms(self) -> float | None:
         """How long to wait for an event; for ever (None) while the engine works, which costs it nothing."""
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic()) * 1000 + 1
+        if self._deadline is None:
+            return _LOOK_MS if self._kept else None
+        return max(0.0, self._deadline - time.monotonic()) * 1000 + 1
 
     def _obey(self, commands: bytes) -> bool:
         """Do what pytest says; False when it will never say anything again."""
@@ -115,6 +153,10 @@ class _Guardian:
             self._take_stock()
             if command == b"stock":
                 _say("stocked")
+            elif command == b"keep":
+                signal.signal(signal.SIGTERM, lambda *_: None)  # `vllmperf stop` says it with a signal
+                self._kept = _Kept(float(arguments[0]), Path(os.fsdecode(b" ".join(arguments[1:]))))
+                _say("kept")
             elif command == b"stop":
                 self._deadline = time.monotonic() + float(arguments[0])
                 leader = self._state.leader
