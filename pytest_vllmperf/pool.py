@@ -71,6 +71,7 @@ class EnginePool:
         progress: Called with short lines about what is going on.
         leases: Keeps this pool's engines apart from those of other processes; by default there are none.
         keeper: Finds engines that earlier runs kept, and keeps this pool's; by default every engine ends with the pool.
+        ports: Gives the port of each launch; by default one that is free.
     """
 
     def __init__(
@@ -82,11 +83,13 @@ class EnginePool:
         progress: Progress | None = None,
         leases: HostLeases | None = None,
         keeper: Keeper | None = None,
+        ports: Callable[[], int] | None = None,
     ) -> None:
         self._environment = environment
         self._keeper = keeper
         self._leases = leases or HostLeases(None)
         self._directory = directory
+        self._ports = ports
         self._tell = progress or (lambda _line: None)
         self._devices = DeviceRelease(self._tell)
         self._slots = {name: _Slot(config=_as_launched(config, environment)) for name, config in engines.items()}
@@ -331,7 +334,7 @@ class EnginePool:
         config, log_path = slot.config, slot.log_path
         assert log_path is not None  # set by _launch
         api_key = secrets.token_urlsafe(32)
-        port = engine_process.free_port()
+        port = (self._ports or engine_process.free_port)()
         slot.command = engine_process.launch_command(config, port=port, serve=slot.serve)
         env = engine_process.child_environment(
             config,

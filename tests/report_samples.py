@@ -79,13 +79,13 @@ def over_time(*, requests=40, concurrency=8, duration=12.0, failed=0, seed=0):
     """A closed loop's timeline: a ramp, a steady window, a drain; memory that grows; its slowest requests."""
     random = np.random.default_rng(seed)
     bins = 60
-    at = [round(duration * i / bins, 4) for i in range(bins)]
+    at = tuple(round(duration * i / bins, 4) for i in range(bins))
     shape = np.clip(np.minimum(np.arange(bins) / 4, (bins - np.arange(bins)) / 6), 0, 1)
-    busy = np.round(concurrency * shape, 2).tolist()
-    tokens = np.round(110.0 * concurrency * shape * random.normal(1, 0.08, bins).clip(0.3), 1).tolist()
+    busy = tuple(np.round(concurrency * shape, 2).tolist())
+    tokens = tuple(np.round(110.0 * concurrency * shape * random.normal(1, 0.08, bins).clip(0.3), 1).tolist())
     kept = at[::4]
-    memory = [float(3 * 2**30 + 2**24 * i) for i in range(len(kept))]
-    device = [float(118 * 2**30 + 2**28 * i) for i in range(len(kept))]
+    memory = tuple(float(3 * 2**30 + 2**24 * i) for i in range(len(kept)))
+    device = tuple(float(118 * 2**30 + 2**28 * i) for i in range(len(kept)))
     starts = np.sort(random.uniform(0, duration * 0.7, min(20, requests)))
     spans = [
         RequestSpan(
@@ -108,7 +108,7 @@ def over_time(*, requests=40, concurrency=8, duration=12.0, failed=0, seed=0):
             "concurrency": Series(unit="requests", at_s=at, values=busy, bin_s=duration / bins),
             "host_memory": Series(unit="B", at_s=kept, values=memory),
             "device_memory": Series(unit="B", at_s=kept, values=device, ceiling=ceiling),
-            "kv_cache_usage": Series(unit="ratio", at_s=kept, values=[0.02 * i for i in range(len(kept))]),
+            "kv_cache_usage": Series(unit="ratio", at_s=kept, values=tuple(0.02 * i for i in range(len(kept)))),
         },
         slowest=tuple(sorted(spans, key=lambda span: span.intended_s - span.ended_s)),
         steady_s=(0.07 * duration, 0.9 * duration),
