@@ -8,7 +8,7 @@ TWIN   := ./.twins/Qwen2.5-7B-Instruct-twin
 # The bundled model is served unless MODEL names another (a hub id or a path).
 export MODEL
 
-.PHONY: suites suites-gpu test lint clean help
+.PHONY: suites suites-gpu test fuzz lint clean help
 
 help:            ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -23,6 +23,9 @@ suites-gpu: $(READY) ## gate a GPU runner: MODEL=…, or without it a shape twin
 
 test: $(READY) lint ## the project's own tests, one of them on real vLLM
 	$(VENV)/bin/python -m pytest tests/ $(ARGS)
+
+fuzz: $(READY)   ## twenty thousand splits, truncations and corruptions of recorded streams (minutes)
+	HYPOTHESIS_PROFILE=fuzz $(VENV)/bin/python -m pytest -q tests/load/test_connection_fuzz.py $(ARGS)
 
 lint: $(READY)   ## formatting, lint, types, layers
 	$(VENV)/bin/ruff format --check .

@@ -155,7 +155,7 @@ def prepare_ours(base_url: str) -> Callable[[], int]:
 
     from pytest_vllmperf.domain.workload import Workload
     from pytest_vllmperf.load.plan import Plan
-    from pytest_vllmperf.load.worker import drive
+    from pytest_vllmperf.load.worker import Drive
 
     workload = Workload(
         name="overhead", input_tokens=16, output_tokens=EVENTS, requests=STREAMS, max_concurrency=STREAMS
@@ -168,9 +168,14 @@ def prepare_ours(base_url: str) -> Callable[[], int]:
         token_range=(300, 9_000),
         seed=0,
         deadline_s=300.0,
-        report_progress=False,
     )
-    return lambda: sum(len(r.event_ns) for r in drive(plan).records if r.succeeded)
+
+    def run() -> int:
+        drive = Drive(plan)
+        drive.run()
+        return sum(len(r.event_ns) for r in drive.records() if r.succeeded)
+
+    return run
 
 
 def prepare_floor(base_url: str) -> Callable[[], int]:

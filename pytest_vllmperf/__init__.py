@@ -20,13 +20,14 @@ if TYPE_CHECKING:
         RandomPrompts,
         SharedPrefix,
         ShareGPT,
+        TraceReplay,
     )
     from pytest_vllmperf.domain.quality import BUILT_IN_TASKS, QualityTask
     from pytest_vllmperf.domain.records import LoadRun, RequestOutcome, RequestRecord
     from pytest_vllmperf.domain.report import Report
     from pytest_vllmperf.domain.summary import MetricValue, Summary, summarize
     from pytest_vllmperf.domain.thresholds import Limit, Outcome, Thresholds, Verdict, judge
-    from pytest_vllmperf.domain.workload import BUILT_IN_WORKLOADS, ServiceLevel, Workload
+    from pytest_vllmperf.domain.workload import BUILT_IN_WORKLOADS, Precision, ServiceLevel, Workload
     from pytest_vllmperf.errors import VllmPerfError
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Metric",
     "MetricValue",
     "Outcome",
+    "Precision",
     "PromptLines",
     "QualityTask",
     "RandomPrompts",
@@ -55,6 +57,7 @@ __all__ = [
     "SharedPrefix",
     "Summary",
     "Thresholds",
+    "TraceReplay",
     "Verdict",
     "VllmPerfError",
     "Workload",
@@ -71,13 +74,21 @@ _HOMES = {
     "domain.engine": ("EngineConfig", "EngineHandle"),
     "domain.evidence": ("Evidence", "unmet"),
     "domain.metrics": ("METRICS", "Better", "Metric", "metric", "register_metric"),
-    "domain.prompts": ("Conversations", "FillContext", "PromptLines", "RandomPrompts", "SharedPrefix", "ShareGPT"),
+    "domain.prompts": (
+        "Conversations",
+        "FillContext",
+        "PromptLines",
+        "RandomPrompts",
+        "SharedPrefix",
+        "ShareGPT",
+        "TraceReplay",
+    ),
     "domain.quality": ("BUILT_IN_TASKS", "QualityTask"),
     "domain.records": ("LoadRun", "RequestOutcome", "RequestRecord"),
     "domain.report": ("Report",),
     "domain.summary": ("MetricValue", "Summary", "summarize"),
     "domain.thresholds": ("Limit", "Outcome", "Thresholds", "Verdict", "judge"),
-    "domain.workload": ("BUILT_IN_WORKLOADS", "ServiceLevel", "Workload"),
+    "domain.workload": ("BUILT_IN_WORKLOADS", "Precision", "ServiceLevel", "Workload"),
     "errors": ("VllmPerfError",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

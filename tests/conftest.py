@@ -1,5 +1,6 @@
 """Shared by all tests: pytester, and the fake engine as an EngineConfig's command."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,8 @@ from fake_nvml import FakeNvml
 from hypothesis import settings
 
 settings.register_profile("vllmperf", deadline=None)  # on a busy machine one example may take long
-settings.load_profile("vllmperf")
+settings.register_profile("fuzz", deadline=None, max_examples=4_000, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "vllmperf"))
 
 pytest_plugins = ["pytester"]
 

@@ -16,6 +16,7 @@ __all__ = [
     "RandomPrompts",
     "ShareGPT",
     "SharedPrefix",
+    "TraceReplay",
 ]
 
 
@@ -197,6 +198,29 @@ class PromptLines(_FilePrompts):
     kind: Literal["lines"] = field(default="lines", init=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceReplay(_FilePrompts):
+    """Arrivals and lengths recorded elsewhere: a JSONL file with one request a line, in order of time.
+
+    A line is ``{"timestamp": seconds, "input_tokens": …, "output_tokens": …}``, or one of a Mooncake trace,
+    ``{"timestamp": milliseconds, "input_length": …, "output_length": …, "hash_ids": […]}``: there each id stands for a
+    block of 512 prompt tokens, and equal ids for equal blocks, so that what the recorded service could share the
+    engine can share too. Prompts are random tokens; the first request is due at once.
+
+    Args:
+        speed: How many times faster than recorded: 2 halves every gap.
+    """
+
+    speed: float = 1.0
+    kind: Literal["trace"] = field(default="trace", init=False)
+
+    def __post_init__(self) -> None:
+        _FilePrompts.__post_init__(self)
+        speed = self.speed
+        usable = isinstance(speed, (int, float)) and not isinstance(speed, bool) and 0 < speed < float("inf")
+        _require(self, "speed", usable, "a number above 0")
+
+
 def _whole_blocks(tokens: int, block: int) -> int:
     return tokens // block * block
 
@@ -208,5 +232,6 @@ PROMPT_SOURCES: dict[str, type[PromptSource]] = {
     "fill-context": FillContext,
     "sharegpt": ShareGPT,
     "lines": PromptLines,
+    "trace": TraceReplay,
 }
 """Every source by its ``kind``."""

@@ -5,7 +5,18 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-__all__ = ["ClientHealth", "LoadRun", "MemorySample", "RequestOutcome", "RequestRecord", "ServerCounters"]
+__all__ = [
+    "ClientHealth",
+    "LoadRun",
+    "MemorySample",
+    "RequestOutcome",
+    "RequestRecord",
+    "ServerCounters",
+    "latency_s",
+    "time_per_output_token_s",
+]
+
+_NS = 1e-9
 
 
 class RequestOutcome(str, enum.Enum):
@@ -55,6 +66,8 @@ class RequestRecord:
         cached_tokens: Prompt tokens served from the prefix cache, where the server says so.
         finish_reason: As the server gave it.
         detail: One line for people; None on success.
+        first_answer_ns: Arrival of the first event that carried the answer itself (content, text or a tool call), not
+            reasoning that comes before it.
     """
 
     index: int
@@ -72,6 +85,7 @@ class RequestRecord:
     cached_tokens: int | None
     finish_reason: str | None
     detail: str | None
+    first_answer_ns: int | None = None
 
     @property
     def succeeded(self) -> bool:
@@ -79,12 +93,58 @@ class RequestRecord:
         return self.outcome is RequestOutcome.SUCCESS
 
 
+def time_per_output_token_s(record: RequestRecord) -> float | None:
+    """(last - first token event) / (output tokens - tokens in the first event), in seconds.
+
+    Dividing by ``output tokens - 1``, as is common, charges the tokens that came with the first
+    event to the gaps after it; that is done only where the server does not say how many those were.
+    None without usage, or when everything arrived in one event.
+    """
+    if record.output_tokens is None or len(record.event_ns) < 2:
+        return None
+    in_first = record.event_tokens[0] if record.event_tokens else 1
+    rest = record.output_tokens - in_first
+    if rest < 1:
+        return None
+    return (record.event_ns[-1] - record.event_ns[0]) * _NS / rest
+
+
+def latency_s(record: RequestRecord, metric: str, *, open_loop: bool) -> float | None:
+    """A latency of one complete answer, in seconds; None where it has none.
+
+    Args:
+        record: The answer.
+        metric: ``ttft``, ``e2el`` (in an open loop from the intended send, else from the written request),
+            ``service_ttft``, ``service_e2el`` (always from the written request) or ``tpot``.
+        open_loop: Whether arrivals follow a schedule of their own.
+    """
+    if metric == "tpot":
+        return time_per_output_token_s(record)
+    written_ns = record.written_ns if record.written_ns is not None else record.dispatched_ns
+    origin_ns = record.intended_ns if open_loop and not metric.startswith("service_") else written_ns
+    if not record.event_ns:
+        return None
+    until_ns = record.event_ns[0] if metric.endswith("ttft") else record.event_ns[-1]
+    return (until_ns - origin_ns) * _NS
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientHealth:
-    """The load process about itself: a starved client measures itself, not the engine.
+    """The load processes about themselves: a starved client measures itself, not the engine.
 
-    ``run_queue_wait_ns`` is the time it was ready to run and had no core (Linux schedstat), None
-    where the system does not tell; ``loop`` names the event loop used.
+    Args:
+        wall_ns: How long the load ran.
+        cpu_ns: CPU time of all load processes in it.
+        run_queue_wait_ns: Time one was ready to run and had no core (Linux schedstat; of several processes the worst);
+            None where the system does not tell.
+        dispatch_lag_p99_ns: Delay between the moment a request could be sent and its dispatch.
+        loop: Name of the event loop used.
+        loop_lag_mean_ns, loop_lag_p50_ns, loop_lag_p99_ns: How late the event loop attended to something that was
+            ready, sampled a hundred times a second: what a stamp may be late by. None where it was not sampled.
+        dispatch_lag_mean_ns: As ``dispatch_lag_p99_ns``, the mean.
+        workers: How many load processes there were.
+        busiest_share: CPU share of the busiest of them; 1 is a whole core.
+        shared_reads: Share of token events that came in one read with the event before them.
     """
 
     wall_ns: int
@@ -92,16 +152,37 @@ class ClientHealth:
     run_queue_wait_ns: int | None
     dispatch_lag_p99_ns: int
     loop: str
+    loop_lag_mean_ns: int | None = None
+    loop_lag_p50_ns: int | None = None
+    loop_lag_p99_ns: int | None = None
+    dispatch_lag_mean_ns: int = 0
+    workers: int = 1
+    busiest_share: float = 0.0
+    shared_reads: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRun:
-    """Everything one drive of one workload observed, in order of ``index``."""
+    """Everything one drive of one workload observed, in order of ``index``.
+
+    Args:
+        records: One for each request that was sent and came to an end.
+        started_ns, ended_ns: When the clock started and stopped.
+        client: The load processes about themselves.
+        schedule_hash: Names what was to be sent and when; equal for equal prompts, lengths and arrivals.
+        stopped: Why not everything was sent, where a stop rule ended the run early.
+        unsent: Planned requests that were never sent, because of that.
+        abandoned: Requests in flight that were given up when too many had failed; they have no record.
+    """
 
     records: tuple[RequestRecord, ...]
     started_ns: int
     ended_ns: int
     client: ClientHealth
+    schedule_hash: str = ""
+    stopped: str | None = None
+    unsent: int = 0
+    abandoned: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,13 @@ from typing import Literal
 
 from pytest_vllmperf.domain.metrics import METRICS, STATISTICS
 from pytest_vllmperf.domain.prefix_cache import PrefixCacheUse
-from pytest_vllmperf.domain.records import LoadRun, MemorySample, RequestRecord, ServerCounters
+from pytest_vllmperf.domain.records import (
+    LoadRun,
+    MemorySample,
+    RequestRecord,
+    ServerCounters,
+    time_per_output_token_s,
+)
 from pytest_vllmperf.domain.stats import peak_window_rate, reduce_samples
 from pytest_vllmperf.domain.timeline import Timeline
 from pytest_vllmperf.domain.workload import ServiceLevel, Workload
@@ -227,22 +233,6 @@ def _distributions(done: Sequence[RequestRecord], *, open_loop: bool) -> dict[st
 _LOAD_DISTRIBUTIONS = frozenset(
     ("ttft", "service_ttft", "ttfb", "itl", "tpot", "e2el", "service_e2el", "per_request_throughput")
 )
-
-
-def time_per_output_token_s(record: RequestRecord) -> float | None:
-    """(last - first token event) / (output tokens - tokens in the first event), in seconds.
-
-    Dividing by ``output tokens - 1``, as is common, charges the tokens that came with the first
-    event to the gaps after it; that is done only where the server does not say how many those were.
-    None without usage, or when everything arrived in one event.
-    """
-    if record.output_tokens is None or len(record.event_ns) < 2:
-        return None
-    in_first = record.event_tokens[0] if record.event_tokens else 1
-    rest = record.output_tokens - in_first
-    if rest < 1:
-        return None
-    return (record.event_ns[-1] - record.event_ns[0]) * _NS / rest
 
 
 def _throughput(done: Sequence[RequestRecord], window_s: float | None) -> tuple[dict[str, float | None], str]:

@@ -1,18 +1,20 @@
-"""A precise absolute timer: event loops round to milliseconds, which is as long as a small model's token."""
+"""Precise timers: event loops round to milliseconds, which is as long as a small model's token."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
 import os
+import sys
 import time
 from collections.abc import Callable
 
-__all__ = ["Alarm"]
+__all__ = ["Alarm", "LagProbe"]
 
 _CLOCK_MONOTONIC = 1
 _TFD_TIMER_ABSTIME = 1
 _BILLION = 1_000_000_000
+_MOST_AT_ONCE = 10_000
 
 
 class _TimeSpec(ctypes.Structure):
@@ -68,6 +70,45 @@ class Alarm:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
+
+
+class LagProbe:
+    """How late the event loop attends to what is ready, sampled every ``period_ns`` by a timer that it must serve.
+
+    Each expiry the loop had not yet seen when it came counts with its own delay. Without timerfd there are no samples.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, period_ns: int = 10_000_000) -> None:
+        self.lags_ns: list[int] = []
+        self._loop = loop
+        self._period_ns = period_ns
+        self._libc, self._fd = _timer()
+        self._due_ns = time.monotonic_ns() + period_ns
+        if self._fd is None or self._libc is None:
+            return
+        loop.add_reader(self._fd, self._expired)
+        period = divmod(period_ns, _BILLION)
+        spec = _TimerSpec(interval=_TimeSpec(*period), value=_TimeSpec(*divmod(self._due_ns, _BILLION)))
+        if self._libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, ctypes.byref(spec), None):
+            raise OSError(ctypes.get_errno(), "timerfd_settime")
+
+    def close(self) -> None:
+        """Sample no more."""
+        if self._fd is not None:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = None
+
+    def _expired(self) -> None:
+        assert self._fd is not None
+        now = time.monotonic_ns()
+        try:
+            count = int.from_bytes(os.read(self._fd, 8), sys.byteorder)
+        except BlockingIOError:
+            return
+        for place in range(min(count, _MOST_AT_ONCE)):
+            self.lags_ns.append(max(0, now - self._due_ns - place * self._period_ns))
+        self._due_ns += count * self._period_ns
 
 
 def _timer() -> tuple[ctypes.CDLL | None, int | None]:

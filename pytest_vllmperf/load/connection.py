@@ -16,6 +16,9 @@ __all__ = ["Connection"]
 _END = b"0\r\n\r\n"
 """How a chunked answer ends. A hint only: the data of a chunk may end in it too."""
 
+_KEPT = len(_END)
+"""Reads left to look at for the end of the answer: as many as it has bytes, should each come alone."""
+
 _now = time.monotonic_ns
 
 
@@ -84,6 +87,24 @@ class Connection(asyncio.Protocol):
     def time_out(self, detail: str) -> None:
         """End the request under way as timed out, and the connection with it."""
         self._finish(RequestOutcome.TIMEOUT, detail)
+
+    def drain(self) -> list[tuple[int, bytes]]:
+        """Hand over what has been read of the answer under way, but for its last few reads."""
+        self._check_end()
+        exchange, reads = self._exchange, self._reads
+        if exchange is None or len(reads) <= _KEPT:
+            return []
+        taken = reads[:-_KEPT]
+        del reads[:-_KEPT]
+        self._fed -= len(taken)
+        exchange.taken += len(taken)
+        return taken
+
+    def abandon(self) -> None:
+        """Give up the request under way without a word, and the connection with it."""
+        self._exchange = None
+        self._reads = []
+        self.close()
 
     def close(self) -> None:
         """Drop the connection at once."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pytest_vllmperf.domain.records import RequestOutcome
+
+if TYPE_CHECKING:
+    from pytest_vllmperf.load.stream import AnswerReading
 
 __all__ = ["Exchange"]
 
@@ -20,7 +24,10 @@ class Exchange:
         intended_ns, dispatched_ns, written_ns, ended_ns: As in ``RequestRecord``.
         due_ns: When the client could have sent it: when it was intended, or later, when the cap on requests in
             flight had room again. What passes after that is the client's own delay.
-        reads: Every read from the socket with the moment it arrived.
+        reads: Every read from the socket with the moment it arrived, as far as ``reading`` has not taken them.
+        taken: How many reads ``reading`` has taken.
+        reading: What has been understood so far; None where nothing was looked at yet.
+        suspect: Whether it looks as if it had failed.
         outcome: Set where the connection already decided it (timeout, connection or HTTP broken).
         detail: Why, in words.
     """
@@ -34,5 +41,8 @@ class Exchange:
     written_ns: int | None = None
     ended_ns: int = 0
     reads: list[tuple[int, bytes]] = field(default_factory=list)
+    taken: int = 0
+    reading: AnswerReading | None = None
+    suspect: bool = False
     outcome: RequestOutcome | None = None
     detail: str | None = None

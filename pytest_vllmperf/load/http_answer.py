@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 
 import httptools
 
-__all__ = ["AnswerFraming", "HttpAnswer", "read_http"]
+__all__ = ["AnswerFraming", "HttpReader"]
+
+_OPENING = 4096
 
 
 class AnswerFraming:
@@ -69,62 +70,59 @@ class AnswerFraming:
         self.complete = self.complete or (self.status or 0) >= 200
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpAnswer:
-    """An answer taken apart. ``body`` holds its pieces, each with the arrival of the read that brought it."""
+class HttpReader:
+    """Takes an answer apart as its reads come in; the body goes to ``on_body`` piece by piece.
 
-    status: int | None
-    content_type: str
-    body: tuple[tuple[int, bytes], ...]
-    complete: bool
-    error: str | None
+    Never raises on what is not HTTP: that ends up in ``error``. The opening of the body is kept for messages.
+    """
 
+    __slots__ = ("_on_body", "_parser", "complete", "content_type", "error", "opening", "stamp_ns", "status")
 
-@dataclass(slots=True)
-class _BodyCollector:
-    """Parser callbacks that keep the body and the content type of the first final answer."""
+    def __init__(self, on_body: Callable[[bytes], None]) -> None:
+        self.status: int | None = None
+        self.content_type = ""
+        self.complete = False
+        self.error: str | None = None
+        self.opening = b""
+        self.stamp_ns = 0
+        """Arrival of the read that is being taken apart."""
+        self._on_body = on_body
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
 
-    stamp_ns: int = 0
-    body: list[tuple[int, bytes]] = field(default_factory=list)
-    content_type: str = ""
-    complete: bool = False
-    parser: httptools.HttpResponseParser | None = None
-    status: int | None = None
+    def feed(self, reads: Iterable[tuple[int, bytes]]) -> None:
+        """Take the next reads; whatever follows a complete or broken answer is ignored."""
+        if self._parser is None:
+            return
+        feed = self._parser.feed_data
+        try:
+            for self.stamp_ns, data in reads:
+                feed(data)
+                if self.complete:
+                    break
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as problem:
+            if not self.complete:
+                self.error = str(problem) or type(problem).__name__
+            self._parser = None
+        if self.complete:
+            self._parser = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Parser callback."""
         if not self.complete and name.lower() == b"content-type":
             self.content_type = value.decode("latin-1").lower()
 
     def on_headers_complete(self) -> None:
-        if not self.complete and self.parser is not None:
-            self.status = int(self.parser.get_status_code())
+        """Parser callback."""
+        if not self.complete and self._parser is not None:
+            self.status = int(self._parser.get_status_code())
 
     def on_body(self, data: bytes) -> None:
+        """Parser callback."""
         if not self.complete:
-            self.body.append((self.stamp_ns, data))
+            if len(self.opening) < _OPENING:
+                self.opening += data[:_OPENING]
+            self._on_body(data)
 
     def on_message_complete(self) -> None:
+        """Parser callback; an interim answer (1xx) is not the end."""
         self.complete = self.complete or (self.status or 0) >= 200
-
-
-def read_http(reads: Sequence[tuple[int, bytes]]) -> HttpAnswer:
-    """Take an answer apart. Never raises: what is not HTTP ends up in ``error``."""
-    collector = _BodyCollector()
-    parser = collector.parser = httptools.HttpResponseParser(collector)
-    error = None
-    try:
-        for collector.stamp_ns, data in reads:
-            parser.feed_data(data)
-            if collector.complete:
-                break
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade) as problem:
-        if not collector.complete:
-            error = str(problem) or type(problem).__name__
-    collector.parser = None
-    return HttpAnswer(
-        status=collector.status,
-        content_type=collector.content_type,
-        body=tuple(collector.body),
-        complete=collector.complete,
-        error=error,
-    )

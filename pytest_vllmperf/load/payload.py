@@ -53,19 +53,24 @@ def encode_requests(
     ).encode("latin-1")
     common: dict[str, object] = {
         "model": model,
-        "ignore_eos": True,
         "temperature": 0,
+        **workload.sampling,
         "stream": True,
         # Not continuous_usage_stats: usage on each event costs the API server a tenth of its throughput
         # (H200, 1024 streams, four API servers); a load generator must not slow down what it measures.
         "stream_options": {"include_usage": True},
+        **({"ignore_eos": True} if workload.ignore_eos else {}),
         **({"cache_salt": cache_salt} if cache_salt else {}),
+        **({"chat_template_kwargs": dict(workload.chat_template_kwargs)} if workload.chat_template_kwargs else {}),
+        **({"thinking_token_budget": workload.reasoning_budget} if workload.reasoning_budget else {}),
     }
     encode = msgspec.json.Encoder().encode
     put = _chat if workload.api == "chat" else _completion
     requests = []
     for question in asked:
-        length = {"max_tokens": question.output_tokens, "min_tokens": question.output_tokens}
+        length = {"max_tokens": question.output_tokens}
+        if workload.ignore_eos:  # a special token may stand for no text; min_tokens keeps those out
+            length["min_tokens"] = question.output_tokens
         body = encode({**common, **length, **put(question)})
         requests.append(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))
     return requests

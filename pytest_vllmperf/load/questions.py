@@ -10,6 +10,7 @@ from pytest_vllmperf.domain.prompts import Conversations, RandomPrompts, SharedP
 from pytest_vllmperf.domain.workload import Workload
 from pytest_vllmperf.errors import WorkloadError
 from pytest_vllmperf.load.prompt_files import FilePrompt
+from pytest_vllmperf.load.trace_files import MOONCAKE_BLOCK, TraceEntry
 
 __all__ = ["Part", "Question", "prompts", "questions"]
 
@@ -36,7 +37,12 @@ class Question:
 
 
 def questions(
-    workload: Workload, *, token_range: tuple[int, int], seed: int, lines: Sequence[FilePrompt] | None = None
+    workload: Workload,
+    *,
+    token_range: tuple[int, int],
+    seed: int,
+    lines: Sequence[FilePrompt] | None = None,
+    trace: Sequence[TraceEntry] | None = None,
 ) -> Iterator[Question]:
     """The content of every request of ``workload``, in order.
 
@@ -46,6 +52,7 @@ def questions(
         seed: Decides everything drawn, except shared prefixes: those are the workload's own, so that the
             warm-up can put them into the cache.
         lines: The prompts of the workload's file, where it has one.
+        trace: The entries of the workload's trace, where it has one.
 
     Raises:
         WorkloadError: The range is empty, or too small for that many different prompts.
@@ -55,6 +62,8 @@ def questions(
         return (
             Question(turns=(line.prompt,), output_tokens=line.output_tokens or workload.output_tokens) for line in lines
         )
+    if trace is not None:
+        return _recorded(workload, trace, token_range, seed)
     if isinstance(source, SharedPrefix):
         return _shared_prefix(workload, source, token_range, seed)
     if isinstance(source, Conversations):
@@ -116,6 +125,20 @@ def _shared_prefix(
             turn += 1
         prompt = opening + draw(workload.input_tokens - len(opening))
         yield Question(turns=(prompt,), output_tokens=workload.output_tokens)
+
+
+def _recorded(
+    workload: Workload, trace: Sequence[TraceEntry], token_range: tuple[int, int], seed: int
+) -> Iterator[Question]:
+    """Random prompts of the recorded lengths; blocks with equal ids are equal, and differ from run to run."""
+    draw = _fresh_draws(workload, token_range, seed)
+    alphabet = range(*token_range)
+    for entry in trace:
+        whole: tuple[int, ...] = ()
+        for block in entry.blocks:
+            own = random.Random(f"{seed}:block:{block}")  # noqa: S311 - prompts, not secrets
+            whole += tuple(own.choices(alphabet, k=min(MOONCAKE_BLOCK, entry.input_tokens - len(whole))))
+        yield Question(turns=(whole or draw(entry.input_tokens),), output_tokens=entry.output_tokens)
 
 
 def _conversations(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-__all__ = ["EventTooLong", "event_data"]
+__all__ = ["EventReader", "EventTooLong", "event_data"]
 
 _BOM = b"\xef\xbb\xbf"
 _LONGEST_LINE = 16 * 1024 * 1024
@@ -14,45 +14,72 @@ class EventTooLong(ValueError):
     """A line grew beyond what any server sends; the stream is garbage."""
 
 
-def event_data(pieces: Iterable[tuple[int, bytes]], *, flush: bool) -> Iterator[tuple[int, bytes]]:
-    """The data of each event, stamped with the arrival of the read that completed it.
+class EventReader:
+    """The data of each event as pieces of the body come in.
 
     Comments and the fields ``event``, ``id`` and ``retry`` are passed over, several ``data`` lines are joined,
     CR, LF and CRLF all end a line, and a byte order mark at the start is dropped
     (https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation).
-
-    Args:
-        pieces: The body, as ``(stamp, bytes)``.
-        flush: Deliver an event that lacks only its closing blank line: right when the body is known to be complete.
-
-    Raises:
-        EventTooLong: A line is longer than 16 MiB.
     """
-    lines = _LineReader()
-    data: list[bytes] = []
-    stamp = 0
-    for stamp, piece in pieces:
+
+    __slots__ = ("_data", "_lines")
+
+    def __init__(self) -> None:
+        self._lines = _LineReader()
+        self._data: list[bytes] = []
+
+    def feed(self, piece: bytes) -> tuple[bytes, ...] | list[bytes]:
+        """The events that ``piece`` completes.
+
+        Raises:
+            EventTooLong: A line is longer than 16 MiB.
+        """
         # What vLLM sends: one event, one data line, one read. All else takes the general way.
+        lines = self._lines
         if (
             lines.fresh
-            and not data
+            and not self._data
             and piece.startswith(b"data: {")
             and piece.find(b"\n") == len(piece) - 2
             and piece.endswith(b"\n\n")
             and b"\r" not in piece
         ):
-            yield stamp, piece[6:-2]
-            continue
+            return (piece[6:-2],)
+        found: list[bytes] = []
         for line in lines.feed(piece):
             if line:
-                _take_field(line, data)
-            elif data:
-                yield stamp, b"\n".join(data)
-                data = []
-    if flush:
-        _take_field(lines.rest, data)
-        if data:
-            yield stamp, b"\n".join(data)
+                _take_field(line, self._data)
+            elif self._data:
+                found.append(b"\n".join(self._data))
+                self._data = []
+        return found
+
+    def flush(self) -> bytes | None:
+        """An event that lacks only its closing blank line: right when the body is known to be complete."""
+        _take_field(self._lines.rest, self._data)
+        self._lines.rest = b""
+        data, self._data = self._data, []
+        return b"\n".join(data) if data else None
+
+
+def event_data(pieces: Iterable[tuple[int, bytes]], *, flush: bool) -> Iterator[tuple[int, bytes]]:
+    """The data of each event of a whole body, stamped with the arrival of the read that completed it.
+
+    Args:
+        pieces: The body, as ``(stamp, bytes)``.
+        flush: Deliver an event that lacks only its closing blank line.
+
+    Raises:
+        EventTooLong: A line is longer than 16 MiB.
+    """
+    reader = EventReader()
+    stamp = 0
+    for stamp, piece in pieces:
+        for data in reader.feed(piece):
+            yield stamp, data
+    last = reader.flush() if flush else None
+    if last is not None:
+        yield stamp, last
 
 
 def _take_field(line: bytes, data: list[bytes]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Union
 
@@ -10,14 +11,15 @@ import msgspec
 
 from pytest_vllmperf.domain.records import RequestOutcome, RequestRecord
 from pytest_vllmperf.load.exchange import Exchange
-from pytest_vllmperf.load.http_answer import HttpAnswer, read_http
-from pytest_vllmperf.load.sse import EventTooLong, event_data
+from pytest_vllmperf.load.http_answer import HttpReader
+from pytest_vllmperf.load.sse import EventReader, EventTooLong
 
-__all__ = ["record_of"]
+__all__ = ["AnswerReading", "record_of"]
 
 _DETAIL_LENGTH = 300
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _BAD_FINISHES = ("abort", "error")
+_MOST_TOKENS = 2**31 - 1
 
 
 _ABSENT = msgspec.Raw()
@@ -40,6 +42,11 @@ class _Choice(msgspec.Struct):
         if delta is None:
             return bool(self.text)
         return bool(delta.content or delta.reasoning or delta.reasoning_content or delta.tool_calls or self.text)
+
+    def answers(self) -> bool:
+        """Whether it carries what comes after the thinking, if any thinking is told apart."""
+        delta = self.delta
+        return bool(self.text) if delta is None else bool(delta.content or delta.tool_calls or self.text)
 
 
 class _PromptDetails(msgspec.Struct):
@@ -71,11 +78,12 @@ _decode_event = msgspec.json.Decoder(_Event).decode
 
 
 @dataclass(slots=True)
-class _Reading:
+class _Told:
     """What the events of one stream added up to so far."""
 
-    event_ns: list[int] = field(default_factory=list)
-    event_tokens: list[int] = field(default_factory=list)
+    event_ns: array[int] = field(default_factory=lambda: array("q"))
+    event_tokens: array[int] = field(default_factory=lambda: array("i"))
+    first_answer_ns: int | None = None
     told: int = 0
     events: int = 0
     input_tokens: int | None = None
@@ -97,11 +105,14 @@ class _Reading:
         carries = False
         for choice in event.choices or ():
             carries = carries or choice.carries_tokens() or (after is not None and after > before)
+            if self.first_answer_ns is None and choice.answers():
+                self.first_answer_ns = stamp
             self.finish_reason = choice.finish_reason or self.finish_reason
         if carries:
             self.event_ns.append(stamp)
-            self.event_tokens.append((after or 0) - before)
-            self.told += after is not None
+            if after is not None:
+                self.event_tokens.append(min(max(after - before, -1), _MOST_TOKENS))
+                self.told += 1
 
     def _take_usage(self, usage: _Usage | None) -> int | None:
         if usage is None:
@@ -125,88 +136,121 @@ class _Reading:
         return tuple(self.event_tokens) if counted and sum(self.event_tokens) == self.output_tokens else None
 
 
-def record_of(exchange: Exchange, *, output_tokens: int) -> RequestRecord:
-    """Judge one finished exchange, of which exactly ``output_tokens`` tokens had been asked.
+class AnswerReading:
+    """Reads one answer, at once or bit by bit; what it keeps of an event is 12 bytes."""
+
+    __slots__ = ("_events", "_first_byte_ns", "_http", "_told")
+
+    def __init__(self) -> None:
+        self._http = HttpReader(self._take_piece)
+        self._events = EventReader()
+        self._told = _Told()
+        self._first_byte_ns: int | None = None
+
+    def feed(self, reads: Iterable[tuple[int, bytes]]) -> None:
+        """Take the next reads."""
+        self._http.feed(reads)
+
+    def record(self, exchange: Exchange, *, output_tokens: int, exact: bool = True) -> RequestRecord:
+        """Judge the whole answer; see :func:`record_of`. Call it once, after the last read."""
+        http, told = self._http, self._told
+        if http.complete and http.status == 200 and not told.done and not told.malformed:
+            last = self._events.flush()
+            if last is not None:
+                self._take_event(last)
+        outcome, detail = _judge(exchange, http, told, asked=output_tokens, exact=exact)
+        return RequestRecord(
+            index=exchange.index,
+            outcome=outcome,
+            status=http.status,
+            intended_ns=exchange.intended_ns,
+            dispatched_ns=exchange.dispatched_ns,
+            written_ns=exchange.written_ns,
+            first_byte_ns=self._first_byte_ns,
+            event_ns=tuple(told.event_ns),
+            event_tokens=told.exact_event_tokens(),
+            ended_ns=exchange.ended_ns,
+            input_tokens=told.input_tokens,
+            output_tokens=told.output_tokens,
+            cached_tokens=told.cached_tokens,
+            finish_reason=told.finish_reason,
+            detail=detail,
+            first_answer_ns=told.first_answer_ns,
+        )
+
+    def _take_piece(self, piece: bytes) -> None:
+        """A piece of the body; after the end of the stream, and after nonsense, it belongs to nobody."""
+        told = self._told
+        if self._first_byte_ns is None:
+            self._first_byte_ns = self._http.stamp_ns
+        if self._http.status != 200 or told.done or told.malformed:
+            return
+        try:
+            for data in self._events.feed(piece):
+                self._take_event(data)
+                if told.done or told.malformed:
+                    return
+        except EventTooLong as error:
+            told.malformed = str(error)
+
+    def _take_event(self, data: bytes) -> None:
+        if data == b"[DONE]":
+            self._told.done = True
+            return
+        try:
+            self._told.take(self._http.stamp_ns, _decode_event(data))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            self._told.malformed = f"an event is not what the API sends ({error}): {_one_line(data)}"
+
+
+def record_of(exchange: Exchange, *, output_tokens: int, exact: bool = True) -> RequestRecord:
+    """Judge one finished exchange, of which ``output_tokens`` tokens had been asked.
 
     Success needs all of: HTTP 200, a complete stream of well-formed events, no error object, at least one event
-    that carries tokens, a finish reason, ``[DONE]``, and the asked number of tokens where the server counts them.
+    that carries tokens, a finish reason, ``[DONE]``, and the asked number of tokens where the server counts them
+    and ``ignore_eos`` was sent (``exact``; otherwise at most as many).
     An event carries tokens when its text, content, reasoning or tool calls are not empty, or when the running
     usage grew with it.
     """
-    answer = read_http(exchange.reads)
-    reading = _read_events(answer) if answer.status == 200 else _Reading()
-    outcome, detail = _judge(exchange, answer, reading, asked=output_tokens)
-    return RequestRecord(
-        index=exchange.index,
-        outcome=outcome,
-        status=answer.status,
-        intended_ns=exchange.intended_ns,
-        dispatched_ns=exchange.dispatched_ns,
-        written_ns=exchange.written_ns,
-        first_byte_ns=answer.body[0][0] if answer.body else None,
-        event_ns=tuple(reading.event_ns),
-        event_tokens=reading.exact_event_tokens(),
-        ended_ns=exchange.ended_ns,
-        input_tokens=reading.input_tokens,
-        output_tokens=reading.output_tokens,
-        cached_tokens=reading.cached_tokens,
-        finish_reason=reading.finish_reason,
-        detail=detail,
-    )
-
-
-def _read_events(answer: HttpAnswer) -> _Reading:
-    reading = _Reading()
-    data = b""
-    try:
-        for stamp, data in event_data(answer.body, flush=answer.complete):
-            if data == b"[DONE]":
-                reading.done = True
-                break  # whatever comes later belongs to nobody
-            reading.take(stamp, _decode_event(data))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        reading.malformed = f"an event is not what the API sends ({error}): {_one_line(data)}"
-    except EventTooLong as error:
-        reading.malformed = str(error)
-    return reading
+    reading = exchange.reading or AnswerReading()
+    reading.feed(exchange.reads)
+    return reading.record(exchange, output_tokens=output_tokens, exact=exact)
 
 
 def _judge(
-    exchange: Exchange, answer: HttpAnswer, reading: _Reading, *, asked: int
+    exchange: Exchange, http: HttpReader, told: _Told, *, asked: int, exact: bool
 ) -> tuple[RequestOutcome, str | None]:
     """The first of these that holds names the outcome; the engine's own words go before ours."""
     if exchange.outcome is RequestOutcome.TIMEOUT:
         return RequestOutcome.TIMEOUT, exchange.detail
-    if answer.status is not None and answer.status != 200:
-        said = _message_in(b"".join(piece for _, piece in answer.body))
-        return RequestOutcome.HTTP_ERROR, _one_line(f"HTTP {answer.status}: {said}")
-    if reading.error is not None:
-        return RequestOutcome.STREAM_ERROR, _one_line(f"error inside the stream: {reading.error}")
-    if reading.malformed is not None:
-        return RequestOutcome.PROTOCOL_ERROR, _one_line(reading.malformed)
+    if http.status is not None and http.status != 200:
+        return RequestOutcome.HTTP_ERROR, _one_line(f"HTTP {http.status}: {_message_in(http.opening)}")
+    if told.error is not None:
+        return RequestOutcome.STREAM_ERROR, _one_line(f"error inside the stream: {told.error}")
+    if told.malformed is not None:
+        return RequestOutcome.PROTOCOL_ERROR, _one_line(told.malformed)
     if exchange.outcome is not None:
         return exchange.outcome, exchange.detail
-    if answer.error is not None:
-        return RequestOutcome.PROTOCOL_ERROR, _one_line(f"not HTTP: {answer.error}")
-    return _judge_stream(answer, reading, asked=asked)
+    if http.error is not None:
+        return RequestOutcome.PROTOCOL_ERROR, _one_line(f"not HTTP: {http.error}")
+    return _judge_stream(http, told, asked=asked, exact=exact)
 
 
-def _judge_stream(answer: HttpAnswer, reading: _Reading, *, asked: int) -> tuple[RequestOutcome, str | None]:
-    foreign = answer.content_type and not answer.content_type.startswith("text/event-stream")
-    if foreign or (answer.body and not (reading.events or reading.done)):
-        start = _one_line(b"".join(piece for _, piece in answer.body[:1]))
-        kind = answer.content_type or "no content type"
-        return RequestOutcome.PROTOCOL_ERROR, f"not a stream of events ({kind}): {start}"
-    if reading.finish_reason in _BAD_FINISHES:
-        return RequestOutcome.STREAM_ERROR, f"the engine gave up: finish_reason {reading.finish_reason!r}"
-    missing = [name for name, seen in (("finish_reason", reading.finish_reason), ("[DONE]", reading.done)) if not seen]
+def _judge_stream(http: HttpReader, told: _Told, *, asked: int, exact: bool) -> tuple[RequestOutcome, str | None]:
+    foreign = http.content_type and not http.content_type.startswith("text/event-stream")
+    if foreign or (http.opening and not (told.events or told.done)):
+        kind = http.content_type or "no content type"
+        return RequestOutcome.PROTOCOL_ERROR, f"not a stream of events ({kind}): {_one_line(http.opening)}"
+    if told.finish_reason in _BAD_FINISHES:
+        return RequestOutcome.STREAM_ERROR, f"the engine gave up: finish_reason {told.finish_reason!r}"
+    missing = [name for name, seen in (("finish_reason", told.finish_reason), ("[DONE]", told.done)) if not seen]
     if missing:
         return RequestOutcome.TRUNCATED, f"the stream ended without {' and without '.join(missing)}"
-    if not reading.event_ns:
+    if not told.event_ns:
         return RequestOutcome.NO_TOKENS, "the stream is well formed and carries no token"
-    if reading.output_tokens is not None and reading.output_tokens != asked:
-        said = f"{reading.output_tokens} tokens instead of {asked}, although ignore_eos was sent"
-        return RequestOutcome.WRONG_LENGTH, said
+    if told.output_tokens is not None and (told.output_tokens != asked if exact else told.output_tokens > asked):
+        how = f"instead of {asked}, although ignore_eos was sent" if exact else f"where at most {asked} were asked"
+        return RequestOutcome.WRONG_LENGTH, f"{told.output_tokens} tokens {how}"
     return RequestOutcome.SUCCESS, None
 
 

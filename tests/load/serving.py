@@ -90,4 +90,4 @@ def _wait_until_healthy(server: FakeServer) -> None:
 def small(**changes: object) -> Workload:
     """A closed-loop workload of a fraction of a second."""
     values = {"name": "small", "input_tokens": 8, "output_tokens": 12, "requests": 6, "max_concurrency": 2}
-    return Workload(**{**values, "timeout_s": 20.0, **changes})
+    return Workload(**{**values, "timeout_s": 20.0, "max_error_rate": 1.0, **changes})

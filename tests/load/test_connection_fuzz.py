@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pytest_vllmperf.domain.records import RequestOutcome, RequestRecord
 from pytest_vllmperf.load.connection import Connection
 from pytest_vllmperf.load.exchange import Exchange
-from pytest_vllmperf.load.http_answer import read_http
-from pytest_vllmperf.load.stream import record_of
+from pytest_vllmperf.load.http_answer import HttpReader
+from pytest_vllmperf.load.stream import AnswerReading, record_of
 
 ASKED = 8
 STREAMED = ("plain", "role-first", "role+first", "four-tokens", "coalesced", "reasoning", "tool", "split-utf8", "crlf")
@@ -72,20 +72,26 @@ class _Wire(asyncio.Transport):
         return self.closed
 
 
-def play(pieces: list[bytes], *, close: bool = True) -> tuple[RequestRecord | None, Connection]:
-    """Let a connection receive ``pieces``, then the server's close; the record if the exchange ended."""
+def play(pieces: list[bytes], *, close: bool = True, drain_every: int = 0) -> tuple[RequestRecord | None, Connection]:
+    """Let a connection receive ``pieces``, then the server's close; the record if the exchange ended.
+
+    With ``drain_every`` what has been read is taken from under the connection again and again, to be compacted.
+    """
     ended: list[Exchange] = []
 
     async def run() -> Connection:
         connection = Connection(lambda _c, exchange: ended.append(exchange))
         wire = _Wire()
         connection.connection_made(wire)
-        connection.send(Exchange(index=0, payload=b"POST"))
-        for piece in pieces:
+        exchange = Exchange(index=0, payload=b"POST", reading=AnswerReading())
+        connection.send(exchange)
+        for place, piece in enumerate(pieces):
             if wire.closed:
                 break
             connection.data_received(piece)
             await asyncio.sleep(0)
+            if drain_every and place % drain_every == 0:
+                exchange.reading.feed(connection.drain())
         await asyncio.sleep(0)
         if close and not ended:
             connection.eof_received()
@@ -105,11 +111,15 @@ def split(data: bytes, cuts: list[int]) -> list[bytes]:
 CUTS = st.lists(st.integers(0, 10_000), max_size=40)
 
 
-@given(shape=st.sampled_from(GOOD), chat=st.booleans(), chunked=st.booleans(), cuts=CUTS)
+DRAINS = st.integers(0, 7)
+
+
+@given(shape=st.sampled_from(GOOD), chat=st.booleans(), chunked=st.booleans(), cuts=CUTS, drain=DRAINS)
 def test_however_the_reads_fall_a_good_answer_is_the_same_success(
-    shape: str, chat: bool, chunked: bool, cuts: list[int]
+    shape: str, chat: bool, chunked: bool, cuts: list[int], drain: int
 ) -> None:
-    record, connection = play(split(recorded(shape, chat=chat, chunked=chunked), cuts), close=False)
+    pieces = split(recorded(shape, chat=chat, chunked=chunked), cuts)
+    record, connection = play(pieces, close=False, drain_every=drain)
     assert record is not None
     assert record.outcome is RequestOutcome.SUCCESS
     assert connection.usable
@@ -121,9 +131,11 @@ def test_however_the_reads_fall_a_good_answer_is_the_same_success(
     assert len(record.event_ns) == (2 if shape == "four-tokens" else ASKED)
 
 
-@given(shape=st.sampled_from(sorted(BAD)), chat=st.booleans(), cuts=CUTS)
-def test_however_the_reads_fall_a_bad_answer_is_the_same_failure(shape: str, chat: bool, cuts: list[int]) -> None:
-    record, _ = play(split(recorded(shape, chat=chat), cuts))
+@given(shape=st.sampled_from(sorted(BAD)), chat=st.booleans(), cuts=CUTS, drain=DRAINS)
+def test_however_the_reads_fall_a_bad_answer_is_the_same_failure(
+    shape: str, chat: bool, cuts: list[int], drain: int
+) -> None:
+    record, _ = play(split(recorded(shape, chat=chat), cuts), drain_every=drain)
     assert record is not None
     assert record.outcome is BAD[shape]
 
@@ -143,15 +155,15 @@ EDITS = st.lists(
 )
 
 
-@given(shape=st.sampled_from((*GOOD, *BAD)), edits=EDITS, cuts=CUTS)
+@given(shape=st.sampled_from((*GOOD, *BAD)), edits=EDITS, cuts=CUTS, drain=DRAINS)
 def test_a_corrupted_answer_ends_and_a_success_is_still_a_consistent_one(
-    shape: str, edits: list[tuple[int, str, bytes]], cuts: list[int]
+    shape: str, edits: list[tuple[int, str, bytes]], cuts: list[int], drain: int
 ) -> None:
     data = bytearray(recorded(shape))
     for place, kind, new in edits:
         at = place % (len(data) + 1)
         data[at : at + (0 if kind == "i" else max(1, len(new)))] = b"" if kind == "d" else new
-    record, _ = play(split(bytes(data), cuts))
+    record, _ = play(split(bytes(data), cuts), drain_every=drain)
     assert record is not None
     assert list(record.event_ns) == sorted(record.event_ns)
     assert record.succeeded == (record.detail is None)
@@ -163,7 +175,9 @@ def test_a_corrupted_answer_ends_and_a_success_is_still_a_consistent_one(
         assert record.finish_reason
         assert record.status == 200
         assert record.output_tokens in (ASKED, None)
-        assert b"[DONE]" in b"".join(piece for _, piece in read_http([(0, bytes(data))]).body)
+        body: list[bytes] = []
+        HttpReader(body.append).feed([(0, bytes(data))])
+        assert b"[DONE]" in b"".join(body)
 
 
 @given(st.lists(st.binary(max_size=60), max_size=12))
@@ -184,10 +198,11 @@ def test_a_chunk_whose_data_looks_like_the_end_is_not_the_end() -> None:
     assert record.succeeded
 
 
-@pytest.mark.parametrize("shape", ["plain", "crlf"])
-def test_every_single_byte_may_come_alone(shape: str) -> None:
+@pytest.mark.parametrize("drain", [0, 1, 9])
+@pytest.mark.parametrize("shape", ["plain", "crlf", "split-utf8"])
+def test_every_single_byte_may_come_alone(shape: str, drain: int) -> None:
     whole = recorded(shape)
-    record, _ = play([bytes([byte]) for byte in whole], close=False)
+    record, _ = play([bytes([byte]) for byte in whole], close=False, drain_every=drain)
     assert record is not None
     assert record.succeeded
 

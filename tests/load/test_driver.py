@@ -15,6 +15,7 @@ from serving import FAKE_ENGINE, TOKENS, FakeServer, small
 
 from pytest_vllmperf.errors import LoadProcessError
 from pytest_vllmperf.load import driver
+from pytest_vllmperf.load.driver import LoadProgress
 from pytest_vllmperf.load.plan import Plan, Progress, deadline_s, encode_frame
 
 Serve = Callable[..., FakeServer]
@@ -40,7 +41,6 @@ def _plan(**changes: object) -> Plan:
         "token_range": TOKENS,
         "seed": 0,
         "deadline_s": 20.0,
-        "report_progress": False,
     }
     return Plan(**{**values, **changes})
 
@@ -64,7 +64,7 @@ def test_a_process_that_dies_before_it_reads_is_told_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"\0" * 7 + b"\3abc", b"\xff" * 32, encode_frame(Progress(1, 2))[:8] + b"\xc1" * 64]
+    "answer", [b"\0" * 7 + b"\3abc", b"\xff" * 32, encode_frame(Progress(finished=1))[:8] + b"\xc1" * 64]
 )
 def test_nonsense_on_stdout_is_refused(answer: bytes) -> None:
     code = f"import sys, time; sys.stdout.buffer.write({answer!r}); sys.stdout.flush(); time.sleep(60)"
@@ -98,7 +98,7 @@ def test_an_impossible_range_of_tokens_is_told() -> None:
 def test_the_key_is_neither_in_the_arguments_nor_in_the_environment(serve: Serve) -> None:
     seen: list[tuple[str, str]] = []
 
-    def look(_finished: int, _planned: int) -> None:
+    def look(_progress: LoadProgress) -> None:
         seen.extend((" ".join(worker.cmdline()), repr(worker.environ())) for worker in _workers(os.getpid()))
 
     server = serve("--fake-shape", "slow-stall")
@@ -108,7 +108,7 @@ def test_the_key_is_neither_in_the_arguments_nor_in_the_environment(serve: Serve
 
 
 def test_an_interrupt_leaves_no_load_process(serve: Serve) -> None:
-    def interrupt(_finished: int, _planned: int) -> None:
+    def interrupt(_progress: LoadProgress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -120,7 +120,7 @@ def test_the_load_process_ignores_the_interrupt_that_reaches_its_whole_group(ser
     server = serve("--fake-ttft-ms", "700")
     hit = threading.Event()
 
-    def interrupt_child(_finished: int, _planned: int) -> None:
+    def interrupt_child(_progress: LoadProgress) -> None:
         for worker in _workers(os.getpid()):
             worker.send_signal(signal.SIGINT)
             hit.set()

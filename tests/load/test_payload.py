@@ -103,3 +103,24 @@ def test_a_base_url_with_a_path_keeps_it_and_its_credentials_are_not_sent_as_hos
 
 def test_the_number_of_requests_is_the_workloads() -> None:
     assert len(_encoded(replace(small(), requests=17))) == 17
+
+
+def test_sampling_and_template_parameters_travel_with_every_request() -> None:
+    workload = small(
+        api="chat",
+        sampling={"temperature": 0.7, "top_p": 0.9, "reasoning_effort": "low"},
+        chat_template_kwargs={"enable_thinking": True},
+        reasoning_budget=64,
+    )
+    for request in _encoded(workload):
+        _, body = _parsed(request)
+        assert (body["temperature"], body["top_p"], body["reasoning_effort"]) == (0.7, 0.9, "low")
+        assert body["chat_template_kwargs"] == {"enable_thinking": True}
+        assert body["thinking_token_budget"] == 64
+        assert body["ignore_eos"] is True
+
+
+def test_an_answer_that_may_end_early_is_asked_without_a_minimum() -> None:
+    _, body = _parsed(_encoded(small(ignore_eos=False))[0])
+    assert body["max_tokens"] == 12
+    assert not {"ignore_eos", "min_tokens", "chat_template_kwargs", "thinking_token_budget"} & set(body)

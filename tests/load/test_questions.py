@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 from serving import TOKENS, FakeServer, small
 
@@ -19,7 +18,7 @@ from pytest_vllmperf.domain.prompts import (
 )
 from pytest_vllmperf.domain.workload import Workload
 from pytest_vllmperf.errors import WorkloadError
-from pytest_vllmperf.load.plan import Plan, decode_plan
+from pytest_vllmperf.load.plan import Plan, decode_plan, encode_frame
 from pytest_vllmperf.load.prompt_files import FilePrompt
 from pytest_vllmperf.load.questions import Question, questions
 
@@ -85,10 +84,9 @@ def test_a_plan_reaches_the_load_process_with_its_source(source: PromptSource, l
         token_range=TOKENS,
         seed=1,
         deadline_s=1.0,
-        report_progress=False,
         lines=(FilePrompt(prompt="text"), FilePrompt(prompt=(1, 2), output_tokens=3)),
     )
-    assert decode_plan(msgspec.msgpack.encode(plan)) == plan
+    assert decode_plan(encode_frame(plan)[8:]) == plan
 
 
 def test_turns_are_sent_one_after_the_other_and_conversations_side_by_side(serve: Serve) -> None:

@@ -8,6 +8,7 @@ import pytest
 from serving import TOKENS, FakeServer, running, small
 
 from pytest_vllmperf.domain.records import RequestOutcome
+from pytest_vllmperf.load.driver import LoadProgress
 from pytest_vllmperf.load.questions import prompts
 from pytest_vllmperf.load.schedule import arrival_offsets_ns
 
@@ -29,10 +30,10 @@ def test_every_request_is_answered_and_the_servers_count_agrees(serve: Serve) ->
 
 
 def test_the_number_of_requests_can_be_overridden_for_a_warm_up(serve: Serve) -> None:
-    told: list[tuple[int, int]] = []
-    run = serve().load(small(requests=50), requests=3, progress=lambda *now: told.append(now))
+    told: list[LoadProgress] = []
+    run = serve().load(small(requests=50), requests=3, progress=told.append)
     assert len(run.records) == 3
-    assert told[-1] == (3, 3)
+    assert told[-1] == LoadProgress(finished=3, failed=0, planned=3)
 
 
 def test_stamps_agree_with_the_servers_own(serve: Serve) -> None:

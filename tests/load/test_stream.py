@@ -54,6 +54,7 @@ def test_a_plain_stream_is_a_success_with_every_fact() -> None:
         cached_tokens=None,
         finish_reason="length",
         detail=None,
+        first_answer_ns=100,
     )
 
 

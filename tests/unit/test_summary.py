@@ -9,8 +9,15 @@ from streams import CLOSED, MS, OPEN, answered, counters, failed, load_run
 
 from pytest_vllmperf.domain.metrics import METRICS, STATISTICS
 from pytest_vllmperf.domain.prompts import PromptLines, SharedPrefix
-from pytest_vllmperf.domain.records import LoadRun, MemorySample, RequestOutcome, RequestRecord, ServerCounters
-from pytest_vllmperf.domain.summary import Summary, growth, metric_values, summarize, time_per_output_token_s
+from pytest_vllmperf.domain.records import (
+    LoadRun,
+    MemorySample,
+    RequestOutcome,
+    RequestRecord,
+    ServerCounters,
+    time_per_output_token_s,
+)
+from pytest_vllmperf.domain.summary import Summary, growth, metric_values, summarize
 from pytest_vllmperf.domain.workload import ServiceLevel, Workload
 
 FIRST = answered(

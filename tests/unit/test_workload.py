@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from pytest_vllmperf.domain.workload import BUILT_IN_WORKLOADS, ServiceLevel, Workload
+from pytest_vllmperf.domain.prompts import TraceReplay
+from pytest_vllmperf.domain.workload import BUILT_IN_WORKLOADS, Precision, ServiceLevel, Workload
 from pytest_vllmperf.errors import WorkloadError
 
 
@@ -89,3 +90,38 @@ def test_the_built_in_workloads_have_these_shapes() -> None:
     }
     scaled = [w.name for w in BUILT_IN_WORKLOADS if w.on("cpu") != replace(w, requests_on_cpu=None)]
     assert scaled == ["single-user", "shared-prefix", "multi-turn", "long-context"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sampling": {"max_tokens": 3}}, r"sampling=\{'max_tokens': 3\} sets 'max_tokens', which the load generator"),
+        ({"sampling": [1]}, r'sampling=\[1\] must be a mapping of names to values, such as \{"top_p": 0.9\}'),
+        ({"chat_template_kwargs": {"a": 1}}, r'chat_template_kwargs needs the chat API: give api="chat"'),
+        ({"reasoning_budget": 5}, r'reasoning_budget needs the chat API: give api="chat"'),
+        ({"reasoning_budget": 0, "api": "chat"}, "reasoning_budget=0 must be a whole number, 1 or more, or None"),
+        ({"burst_size": 3}, "burst_size=3 must be left out: a closed loop has no arrivals of its own"),
+        ({"ramp_s": -1.0}, r"ramp_s=-1.0 must be seconds, 0 or more"),
+        ({"max_seconds": 0}, "max_seconds=0 must be above 0, or None"),
+        ({"max_error_rate": 1.5}, "max_error_rate=1.5 must be a share, from 0 to 1"),
+        ({"until": "tpot"}, "until='tpot' must be a Precision, or None"),
+        ({"workers": 0}, 'workers=0 must be a whole number, 1 or more, or "auto"'),
+        ({"ignore_eos": 1}, "ignore_eos=1 must be True or False"),
+    ],
+)
+def test_what_a_load_generator_cannot_do_is_refused_with_what_it_can(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(WorkloadError, match=said):
+        workload(**changes)
+
+
+def test_a_workload_says_how_it_arrives_and_when_it_ends() -> None:
+    described = workload(
+        request_rate=8.0, burst_size=4, ramp_s=10.0, max_seconds=60.0, until=Precision(metric="tpot_mean", within=0.02)
+    ).describe()
+    assert described == (
+        "2 × 8/4 tokens, 8 req/s in bursts of 4, 1 at once, ramp of 10 s, at most 60 s, "
+        "until tpot_mean is known within 2.0%"
+    )
+    trace = Workload(name="t", prompts=TraceReplay(path="logs/day.jsonl"), requests=9)
+    assert trace.open_loop
+    assert trace.describe() == "9 × day.jsonl tokens, as in the trace"
