@@ -55,8 +55,9 @@ class Connection(asyncio.Protocol):
         self._framing = AnswerFraming()
         self._fed = 0
         self.usable = False
-        self._transport.write(exchange.payload)
+        # Before the write, not after it: the bytes wake the server up, which may take this very core for milliseconds.
         exchange.written_ns = _now()
+        self._transport.write(exchange.payload)
 
     def data_received(self, data: bytes) -> None:
         """Stamp and stash; look closer only where the answer may be over."""
