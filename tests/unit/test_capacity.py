@@ -1,0 +1,114 @@
+"""Capacity: on simulated queues whose capacity is known, in few probes and with an interval that holds."""
+
+import heapq
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_vllmperf.domain.capacity import CapacitySearch, Probe, knee
+from pytest_vllmperf.errors import ConfigError
+
+SLOTS, SERVICE_S, LIMIT_S = 8, 0.2, 0.2
+MULTI_SERVER = 25.49
+"""Rate at which 1 % of an M/M/8 queue's customers wait longer than the limit, by Erlang's C formula."""
+
+
+def queue(rng: np.random.Generator, rate: float, requests: int = 2000) -> Probe:
+    """Waiting times of an M/M/8 queue, as uses of the limit."""
+    free = [0.0] * SLOTS
+    uses = []
+    for at in np.cumsum(rng.exponential(1 / rate, requests)):
+        begins = max(at, heapq.heappop(free))
+        heapq.heappush(free, begins + rng.exponential(SERVICE_S))
+        uses.append(float(begins - at + 0.001) / LIMIT_S)
+    return Probe(rate=rate, uses=tuple(uses))
+
+
+def searched(search: CapacitySearch, probe) -> list[Probe]:
+    probes: list[Probe] = []
+    while (rate := search.next_rate(probes)) is not None:
+        probes.append(probe(rate))
+    return probes
+
+
+def test_the_capacity_of_a_known_queue_is_found():
+    found = []
+    for seed in range(6):
+        rng, search = np.random.default_rng(seed), CapacitySearch(start=32 * math.exp(0.2 * (seed - 3)))
+        probes = searched(search, lambda rate, rng=rng: queue(rng, rate))
+        assert len(probes) <= 12
+        found.append(search.result(probes))
+    errors = [abs(c.rate / MULTI_SERVER - 1) for c in found if c.rate]
+    assert len(errors) == 6
+    assert np.median(errors) <= 0.05
+    assert max(errors) <= 0.12
+    assert sum(c.low <= MULTI_SERVER <= c.high for c in found) >= 5
+
+
+def steep(rate, capacity=10.0, n=400):
+    """Uses that grow fast with the rate, and pass 1 for one request in a hundred at the capacity."""
+    top = (rate / capacity) ** 8
+    return Probe(
+        rate=rate, uses=tuple(top * (0.5 + 0.5 * i / (0.99 * n)) for i in np.random.default_rng(1).permutation(n))
+    )
+
+
+@settings(max_examples=12)
+@given(st.floats(0.5, 200))
+def test_a_search_ends_whatever_its_start_and_stays_inside_its_budget(start):
+    search = CapacitySearch(start=start)
+    probes = searched(search, steep)
+    assert 1 <= len(probes) <= 12
+    found = search.result(probes)
+    if found.rate is not None:
+        assert found.low <= found.rate <= found.high
+        assert found.rate == pytest.approx(10, rel=0.2)
+
+
+def test_a_level_that_always_holds_has_its_capacity_beyond():
+    search = CapacitySearch(start=5, ceiling=12)
+    probes = searched(search, lambda rate: Probe(rate=rate, uses=(0.1,) * 100))
+    found = search.result(probes)
+    assert max(p.rate for p in probes) == 12
+    assert (found.rate, found.low, found.high) == (None, 12, math.inf)
+    assert "the capacity is beyond" in found.reason
+
+
+def test_a_level_that_never_holds_has_no_capacity():
+    search = CapacitySearch(start=5, most=5)
+    found = search.result(searched(search, lambda rate: Probe(rate=rate, uses=(math.inf,) * 100)))
+    assert found.rate is None
+    assert found.reason.startswith("at no rate down to 1.75 req/s 0.99 of the requests meet")
+
+
+def test_nothing_probed_says_nothing():
+    found = CapacitySearch(start=5).result([])
+    assert found.rate is None
+    assert not found.confirmed
+
+
+def test_episodes_are_stretches_of_misses():
+    probe = Probe(rate=1, uses=(0.0,) * 30 + (2.0, 0.5, 2.0) + (0.1,) * 40 + (3.0,) + (0.1,) * 10)
+    assert probe.episodes(1.0) == (2, 1)
+    assert probe.missed == pytest.approx(3 / len(probe.counted))
+
+
+def test_failed_requests_miss_the_level():
+    assert Probe(rate=1, uses=(0.5,) * 90 + (math.inf,) * 10).missed == pytest.approx(10 / 90)
+
+
+def test_the_knee_has_most_throughput_for_its_latency():
+    assert knee([(10, 1.0), (19, 1.1), (27, 1.4), (30, 4.0)]) == 2
+    assert knee([]) is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [({"start": 0}, "start=0 must be"), ({"target": 1.0}, "target=1.0 must be"), ({"most": 2}, "3 or more probes")],
+)
+def test_wrong_settings_are_told(wrong, told):
+    with pytest.raises(ConfigError, match=f"capacity search: .*{told}"):
+        CapacitySearch(**{"start": 5.0, **wrong})
