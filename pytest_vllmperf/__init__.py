@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         ShareGPT,
         TraceReplay,
     )
-    from pytest_vllmperf.domain.quality import BUILT_IN_TASKS, QualityTask
+    from pytest_vllmperf.domain.quality import QualityTask
+    from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS
     from pytest_vllmperf.domain.records import LoadRun, RequestOutcome, RequestRecord
     from pytest_vllmperf.domain.report import Report
     from pytest_vllmperf.domain.summary import MetricValue, Summary, summarize
@@ -83,7 +84,8 @@ _HOMES = {
         "ShareGPT",
         "TraceReplay",
     ),
-    "domain.quality": ("BUILT_IN_TASKS", "QualityTask"),
+    "domain.quality": ("QualityTask",),
+    "domain.quality_tasks": ("BUILT_IN_TASKS",),
     "domain.records": ("LoadRun", "RequestOutcome", "RequestRecord"),
     "domain.report": ("Report",),
     "domain.summary": ("MetricValue", "Summary", "summarize"),

@@ -11,6 +11,7 @@
     │   ├── ThresholdFileError      thresholds.toml is wrong (lists every problem)
     │   ├── LimitTie                two limits claim the same value equally
     │   ├── TaskError               a quality task is unknown or its data unreadable
+    │   │   └── TaskUnavailable     it is right, but its data or log-likelihoods cannot be had here
     │   └── TwinError               a shape twin cannot be made from this configuration
     ├── EngineError                 a launched engine misbehaved
     │   ├── EngineUnavailable       this machine cannot run the engine (no GPU, …)
@@ -39,6 +40,7 @@ __all__ = [
     "LoadProcessError",
     "MeasurementError",
     "TaskError",
+    "TaskUnavailable",
     "ThresholdFileError",
     "TwinError",
     "UnitError",
@@ -93,6 +95,10 @@ class LimitTie(ConfigError):
 
 class TaskError(ConfigError):
     """A quality task is unknown, or its data cannot be read."""
+
+
+class TaskUnavailable(TaskError):
+    """A quality task is right, but its data, or the log-likelihoods it needs, cannot be had here."""
 
 
 class TwinError(ConfigError):

@@ -17,6 +17,8 @@ from pytest_vllmperf.domain.summary import Summary
 from pytest_vllmperf.domain.workload import Workload
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle
     from pytest_vllmperf.domain.records import LoadRun
     from pytest_vllmperf.pool import EnginePool
@@ -121,23 +123,28 @@ def measured_on(
     *,
     gpu_uuids: Sequence[str] = (),
     quick: bool = False,
+    data: Path | None = None,
+    answers: Path | None = None,
     progress: Callable[[str], None],
     keep: Callable[[LoadRun], None] | None = None,
 ) -> Summary:
     """Measure one workload or quality task on a live engine, with fewer requests and marked so when ``quick``.
 
-    ``keep`` is handed the raw records of a load run.
+    ``keep`` is handed the raw records of a load run; ``data`` is where quality tasks find their questions offline,
+    ``answers`` where their answers are kept.
 
     Raises:
         WorkloadError, TaskError: It does not fit this engine.
         LoadProcessError: The load process died; nothing was measured.
     """
     from pytest_vllmperf.evaluation import evaluate
+    from pytest_vllmperf.evaluation.telling import in_lines
     from pytest_vllmperf.measurement import measure, quick_form
 
     if isinstance(asked, QualityTask):
         progress(f"{handle.name}: {asked.name}: {asked.describe()}")
-        return evaluate(handle, asked)
+        told = in_lines(progress, f"{handle.name}: {asked.name}")
+        return evaluate(handle, asked, data=data, store=answers, progress=told)
     whole = asked.on(handle.device)
     shorter = quick_form(whole) if quick else whole
     summary = measure(handle, shorter, gpu_uuids=gpu_uuids, progress=progress, keep=keep)

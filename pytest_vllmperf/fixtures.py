@@ -96,13 +96,20 @@ def vllm_evaluate(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> 
     session = request.config.stash[SESSION]
 
     def evaluate_once(task: str | QualityTask) -> Summary:
+        from pytest_vllmperf.errors import TaskUnavailable
+
         asked = session.quality_task(task)
         _skip_unselected(session, asked.name)
         _skip_twin(vllm_engine)
         key = (vllm_engine.name, asked.name)
         if key not in session.measured:
             session.pool.ensure_alive(vllm_engine.name)
-            session.measured[key] = session.measure_on(vllm_engine, asked)
+            try:
+                session.measured[key] = session.measure_on(vllm_engine, asked)
+            except TaskUnavailable as error:
+                if asked.unavailable == "skip":
+                    pytest.skip(str(error))
+                raise
         return _taken(request.node, session.measured[key])
 
     return _plain_errors(evaluate_once)

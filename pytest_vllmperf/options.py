@@ -43,6 +43,18 @@ def add_options(parser: pytest.Parser) -> None:
         "never a baseline.",
     )
     group.addoption(
+        "--vllmperf-quality",
+        choices=("quick", "standard", "full"),
+        help="Questions of each quality task: 30, 200 or all, drawn at random by the task's seed; data sets that hold "
+        "fewer are asked whole. Default: as many as each task says (200 for the built-in ones).",
+    )
+    group.addoption(
+        "--vllmperf-data",
+        metavar="DIR",
+        help="Take the questions of lm-eval's tasks from here instead of from the hub: DIR/gsm8k/test.jsonl and "
+        "train.jsonl, DIR/ifeval/input_data.jsonl, … in the format they are published in.",
+    )
+    group.addoption(
         "--vllmperf-thresholds",
         metavar="FILE",
         help="Limits to judge by. Default: ini vllmperf_thresholds, else thresholds.toml in the root directory.",
@@ -234,6 +246,9 @@ def session_of(config: pytest.Config) -> Session:
             share_cpu=config.getoption("--vllmperf-share-cpu"),
             judging=_judging(config, engines),
             reuse=config.getoption("--vllmperf-reuse"),
+            quality=config.getoption("--vllmperf-quality"),
+            data=_data(config),
+            answers=_answers(config),
         ),
         engines=engines,
         workloads=workloads_by_name(config.hook.pytest_vllmperf_workloads(config=config)[::-1]),
@@ -243,6 +258,33 @@ def session_of(config: pytest.Config) -> Session:
     _ = session.selected_engines  # a wrong --vllmperf-engine is told now
     session.check_selected_workloads()
     return session
+
+
+def _data(config: pytest.Config) -> Path | None:
+    """The directory of data sets.
+
+    Raises:
+        TaskError: There is none.
+    """
+    given = config.getoption("--vllmperf-data")
+    if not given:
+        return None
+    path = Path(config.invocation_params.dir, given).resolve()
+    if not path.is_dir():
+        from pytest_vllmperf.errors import TaskError
+
+        raise TaskError(f"--vllmperf-data={given}: no such directory ({path}); give one that holds gsm8k/test.jsonl, …")
+    return path
+
+
+def _answers(config: pytest.Config) -> Path | None:
+    """Where answers are kept: beside pytest-benchmark's runs, where these are files on this machine."""
+    from pytest_vllmperf.adapters.answer_store import FOLDER
+
+    storage = str(getattr(config.option, "benchmark_storage", ""))
+    if not storage.startswith("file://"):
+        return None
+    return Path(config.invocation_params.dir, storage.removeprefix("file://"), FOLDER)
 
 
 def _quality_tasks(config: pytest.Config) -> dict[str, Any]:

@@ -58,6 +58,9 @@ class Options:
     share_cpu: bool
     reuse: bool
     judging: Judging
+    quality: str | None = None
+    data: Path | None = None
+    answers: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +248,7 @@ class Session:
     @cached_property
     def known_workloads(self) -> tuple[str, ...]:
         """What limits may name: every workload and task, the built-in ones whether declared or not."""
-        from pytest_vllmperf.domain.quality import BUILT_IN_TASKS
+        from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS
 
         return (*self.workloads, *dict.fromkeys((*BUILT_IN_TASKS, *self.tasks)), "startup")
 
@@ -299,6 +302,8 @@ class Session:
             asked,
             gpu_uuids=self.pool.gpu_uuids(handle.name),
             quick=self.options.quick,
+            data=self.options.data,
+            answers=self.options.answers,
             progress=self.progress,
             keep=self._request_table(handle.name, asked.name) if "csv" in self.options.report_formats else None,
         )
@@ -361,17 +366,25 @@ class Session:
     def quality_task(self, task: str | QualityTask) -> QualityTask:
         """Look a task up by name, with the options of ``[quality.tasks.NAME]`` replaced; or take one as it is.
 
+        Either way ``--vllmperf-quality`` decides how many questions are asked, where it is given.
+
         Raises:
-            TaskError: The name is not declared, or an option cannot work.
+            TaskError: The name is unknown, or an option cannot work.
         """
-        from pytest_vllmperf.domain.quality import task_with_options
+        from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS, at_level, task_with_options
         from pytest_vllmperf.errors import TaskError
 
-        if not isinstance(task, str):
-            return task
-        if task not in self.tasks:
-            raise TaskError(f"quality task {task!r} is not declared; declared: {', '.join(self.tasks) or 'none'}")
-        return task_with_options(task, self.thresholds.quality_tasks.get(task, {}), known=self.tasks)
+        level = self.options.quality or ("quick" if self.options.quick else None)
+        if isinstance(task, str):
+            known = {**BUILT_IN_TASKS, **self.tasks}
+            options = self.thresholds.quality_tasks
+            if task not in known and task not in options:
+                raise TaskError(
+                    f"quality task {task!r} is unknown; known: {', '.join(known)}. Another one of lm-eval's is "
+                    f"declared by [quality.tasks.{task}] in the thresholds file, or as a QualityTask"
+                )
+            task = task_with_options(task, options.get(task, {}), known=known)
+        return task if level is None else at_level(task, level)
 
     def subject(self, summary: Summary) -> Subject:
         """The four keys that limits match on, for what ``summary`` measured here."""

@@ -12,7 +12,7 @@ from pytest_vllmperf.domain.shape_twin import MARKER
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["context_size", "twin_of", "vocabulary_size"]
+__all__ = ["context_size", "generation_defaults", "twin_of", "vocabulary_size"]
 
 
 def vocabulary_size(model: str) -> int | None:
@@ -26,6 +26,22 @@ def vocabulary_size(model: str) -> int | None:
 def context_size(model: str) -> int | None:
     """Most tokens the model was made for (``max_position_embeddings``); None as for :func:`vocabulary_size`."""
     return _told(model, "max_position_embeddings")
+
+
+def generation_defaults(model: str) -> dict[str, float]:
+    """Numbers of the model's ``generation_config.json``, such as ``repetition_penalty``; empty where there is none.
+
+    vLLM applies them to every request that does not say otherwise, unless told ``--generation-config vllm``.
+    """
+    for path in _config_files(model, "generation_config.json"):
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(told, dict):
+            numbers = {k: v for k, v in told.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+            return {str(name): float(value) for name, value in numbers.items()}
+    return {}
 
 
 def twin_of(model: str) -> str | None:
@@ -59,16 +75,16 @@ def _size(config: Any, key: str) -> int | None:
     return next((found for part in parts if (found := _size(part, key)) is not None), None)
 
 
-def _config_files(model: str) -> Iterator[Path]:
-    yield Path(model).expanduser() / "config.json"
+def _config_files(model: str, name: str = "config.json") -> Iterator[Path]:
+    yield Path(model).expanduser() / name
     cached = _hub_cache() / f"models--{model.replace('/', '--')}"
     try:
         revision = (cached / "refs" / "main").read_text(encoding="utf-8").strip()
     except OSError:
         pass
     else:
-        yield cached / "snapshots" / revision / "config.json"
-    yield from sorted(cached.glob("snapshots/*/config.json"))
+        yield cached / "snapshots" / revision / name
+    yield from sorted(cached.glob(f"snapshots/*/{name}"))
 
 
 def _hub_cache() -> Path:

@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeGuard
 
 from pytest_vllmperf.domain.metrics import Better, Metric, judgeable_metric
-from pytest_vllmperf.domain.quality import BUILT_IN_TASKS, QualityTask, task_with_options
+from pytest_vllmperf.domain.quality import QualityTask
+from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS, task_with_options
 from pytest_vllmperf.domain.thresholds import MATCH_KEYS, Limit, LimitTable, Match, Thresholds, is_glob
 from pytest_vllmperf.domain.units import format_quantity, parse_quantity
 from pytest_vllmperf.errors import TaskError, ThresholdFileError, UnitError, UnknownMetric

@@ -56,7 +56,7 @@ class Metric:
 
     Args:
         name: As written in ``thresholds.toml`` and in every report.
-        unit: Base unit of its values: ``s``, ``tok/s``, ``req/s``, ``B``, ``ratio`` or ``count``.
+        unit: Base unit of its values: ``s``, ``tok/s``, ``req/s``, ``B``, ``ratio``, ``nat``, ``count`` or ``number``.
         better: Direction of an improvement.
         formula: How it is computed, in the terms of ``docs/how-it-works.md``.
         tolerance: Change a comparison accepts by default, as a ratio.
@@ -155,6 +155,12 @@ METRICS: dict[str, Metric] = {
         _scalar("time_to_ready", "s", _LOW, 0.30, "launch until the readiness request streamed its first token"),
         _scalar("first_request_ttft", "s", _LOW, 0.30, "TTFT of the very first request after start"),
         _scalar("accuracy", "ratio", _HIGH, 0.05, "right answers / questions, by the task's gated filter"),
+        _scalar("accuracy_change", "ratio", _HIGH, 0.05, "accuracy - the reference's, on the same questions"),
+        _scalar("kl_mean", "nat", _LOW, 0.5, "mean over tokens of KL(reference || this engine) on given answers"),
+        _scalar(
+            "top1_agreement", "ratio", _HIGH, 0.02, "tokens of given answers at which both hold the same likeliest"
+        ),
+        _scalar("perplexity", "number", _LOW, 0.05, "exp(- mean log-probability of the tokens of given answers)"),
     )
     for m in entry
 }

@@ -1,24 +1,15 @@
-"""Quality tasks: what is asked of a model (QualityTask), and what came back (Answer, Score)."""
+"""Quality tasks: what is asked of a model, how its answers are read, and when a score may not be believed."""
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
+from typing import Literal
 
-from pytest_vllmperf.domain.records import RequestOutcome
 from pytest_vllmperf.errors import TaskError
 
-__all__ = [
-    "BUILT_IN_TASKS",
-    "Answer",
-    "QualityTask",
-    "Score",
-    "ValidityLimits",
-    "draw_questions",
-    "task_with_options",
-]
+__all__ = ["QualityTask", "ValidityLimits"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -34,7 +25,12 @@ class ValidityLimits:
         empty_rate: Answers that are null or blank / answers.
         truncated_rate: Answers cut at ``max_gen_toks`` (``finish_reason`` is ``length``) / answers.
         unextracted_rate: Answers in which the gated filter finds nothing / answers.
-        disagreement: Largest difference between the score of the gated filter and of any other.
+        disagreement: Largest difference between the gated filter and any other that read something, over the
+            answers that other read.
+        early_stop_rate: Answers a stop string ended within ten tokens, before the gated filter found anything.
+        misread_rate: Answers scored wrong although the right number stands at their end / answers.
+        identical_rate: Answers that are equal to the answer of a question with another right result / answers.
+        loop_rate: Answers that end in one phrase repeated over and over / answers.
     """
 
     error_rate: float = 0.0
@@ -42,6 +38,10 @@ class ValidityLimits:
     truncated_rate: float = 0.05
     unextracted_rate: float = 0.10
     disagreement: float = 0.10
+    early_stop_rate: float = 0.02
+    misread_rate: float = 0.10
+    identical_rate: float = 0.05
+    loop_rate: float = 0.02
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -52,7 +52,7 @@ class ValidityLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QualityTask:
-    """Questions of one kind, asked by chat at temperature 0 and scored by lm-eval.
+    """Questions of one kind, asked at temperature 0 (unless told) and scored by lm-eval.
 
     Either ``lm_eval_task`` names one of lm-eval's own definitions (its questions come from the hub,
     or from ``data``), or ``data`` alone gives questions in GSM8K's published format and
@@ -60,12 +60,19 @@ class QualityTask:
 
     Args:
         name: Short and unique; the ``workload`` of thresholds and reports.
-        lm_eval_task: Name of a task lm-eval ships; it must be one that generates text.
+        lm_eval_task: Name of a task (or group of tasks) lm-eval ships. One that generates text is asked
+            by ``api``; one that compares log-likelihoods is asked by completions on the same server.
         data: A JSONL file of questions, or a directory with ``test.jsonl`` (and ``train.jsonl`` to
             draw worked examples from). ``{model}`` stands for the engine's model directory.
         questions: How many are asked: a random subset decided by ``seed``; None asks all.
+        fewer_allowed: Ask all there are where the data holds fewer than ``questions``; otherwise that is an error.
         shots: Worked examples before each question; None keeps the task's own number.
-        max_gen_toks: Longest answer in tokens.
+        max_gen_toks: Longest answer in tokens; None takes the task's own, raised to 1024 at least
+            (lm-eval's default of 256 cuts worked answers short).
+        stop: Stop strings; None keeps the task's own.
+        api: ``chat``, or ``completions`` for a base model without a chat template.
+        sampling: More fields of each request, such as ``{ temperature = 0.6, top_p = 0.95 }``.
+        chat_template_kwargs: Switches of the model's chat template, such as ``{ enable_thinking = false }``.
         filter: The gated filter: which reading of the answers ``accuracy`` is computed from. Every
             other filter of the task is recorded beside it.
         metric: lm-eval's metric that scores one question.
@@ -74,6 +81,14 @@ class QualityTask:
         oracle: What a right answer looks like, as a Jinja template over the row's fields, ``target``
             (lm-eval's) and ``gold`` (what follows ``####``). It must score exactly 1.0 through the
             task's own filter. None where a task has no right answers; the check is skipped then.
+        canaries: Ask ten sums first that any model can do; 8 right answers are needed.
+        reference: Name of the engine whose answers to the same questions these are compared with, from this
+            run or the latest stored one.
+        kl_texts: Right answers the model is made to read, for ``kl_mean``, ``top1_agreement`` and
+            ``perplexity``; 0 leaves that out.
+        broken_kl: Mean KL divergence from the reference (nats a token) from which unreadable answers are
+            the model's own fault: FAIL instead of INVALID.
+        unavailable: ``fail`` or ``skip`` where data or log-likelihoods cannot be had.
         seed: Decides the subset and the worked examples.
         max_concurrency: Requests in flight at most.
         request_timeout_s: A request not answered by then has failed.
@@ -88,12 +103,22 @@ class QualityTask:
     data: str | None = None
     questions: int | None = None
     shots: int | None = None
-    max_gen_toks: int = 1024
+    fewer_allowed: bool = False
+    max_gen_toks: int | None = None
+    stop: tuple[str, ...] | None = None
+    api: Literal["chat", "completions"] = "chat"
+    sampling: Mapping[str, object] = field(default_factory=dict)
+    chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
     filter: str = "strict-match"
     metric: str = "exact_match"
     answer_pattern: str | None = None
     prompt: str = "{{question}}"
     oracle: str | None = "{{target}}"
+    canaries: bool = True
+    reference: str | None = None
+    kl_texts: int = 50
+    broken_kl: float = 0.2
+    unavailable: Literal["fail", "skip"] = "fail"
     seed: int = 0
     max_concurrency: int = 8
     request_timeout_s: float = 600.0
@@ -110,8 +135,11 @@ class QualityTask:
             value = getattr(self, attribute)
             if not isinstance(value, str) or not value:
                 raise TaskError(f"quality task {self.name!r}: {attribute}={value!r} must be a string, not empty")
-        if isinstance(self.request_timeout_s, bool) or not self.request_timeout_s > 0:
-            raise TaskError(f"quality task {self.name!r}: request_timeout_s={self.request_timeout_s!r} must be above 0")
+        for attribute in ("request_timeout_s", "broken_kl"):
+            value = getattr(self, attribute)
+            if isinstance(value, bool) or not value > 0:
+                raise TaskError(f"quality task {self.name!r}: {attribute}={value!r} must be above 0")
+        self._check_request()
         if not isinstance(self.validity, ValidityLimits):
             raise TaskError(f"quality task {self.name!r}: validity={self.validity!r} must be ValidityLimits(…)")
         self._check_source()
@@ -124,6 +152,26 @@ class QualityTask:
             raise TaskError(
                 f"quality task {self.name!r}: {attribute}={value!r} must be a whole number, {least} or more{open_end}"
             )
+
+    def _check_request(self) -> None:
+        where = f"quality task {self.name!r}"
+        for attribute, allowed in (("api", ("chat", "completions")), ("unavailable", ("fail", "skip"))):
+            value = getattr(self, attribute)
+            if value not in allowed:
+                raise TaskError(f"{where}: {attribute}={value!r} must be {' or '.join(map(repr, allowed))}")
+        for attribute in ("sampling", "chat_template_kwargs"):
+            value = getattr(self, attribute)
+            if not isinstance(value, Mapping):
+                raise TaskError(f"{where}: {attribute}={value!r} must be a table such as {{ top_p = 0.95 }}")
+        for name, why in _OURS.items():
+            if name in self.sampling:
+                raise TaskError(f"{where}: sampling.{name} is not free; {why}")
+        if self.stop is not None:
+            if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+                raise TaskError(f"{where}: stop={self.stop!r} must be a list of strings, none of them empty")
+            object.__setattr__(self, "stop", tuple(self.stop))
+        if self.chat_template_kwargs and self.api != "chat":
+            raise TaskError(f"{where}: chat_template_kwargs needs api='chat'; completions use no template")
 
     def _check_source(self) -> None:
         where = f"quality task {self.name!r}"
@@ -160,149 +208,22 @@ class QualityTask:
         return f"{count}{shots}, filter {self.filter}"
 
 
+_OURS = {
+    "model": "the engine decides it",
+    "messages": "the task decides them",
+    "prompt": "the task decides it",
+    "stop": "write stop = [ … ] in the task",
+    "max_tokens": "write max_gen_toks in the task",
+    "stream": "answers are taken whole",
+    "n": "each question is asked once",
+}
+
+
 _COUNTS = (
     ("questions", 1, ", or None for all"),
     ("shots", 0, ", or None for the task's own"),
-    ("max_gen_toks", 1, ""),
+    ("max_gen_toks", 1, ", or None for the task's own"),
+    ("kl_texts", 0, ""),
     ("max_concurrency", 1, ""),
     ("seed", 0, ""),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One question as it was answered.
-
-    Args:
-        doc_id: Place of the question in the data set, from 0.
-        outcome: Success, or the class of failure; ``detail`` says more in words.
-        status: HTTP status, None when none arrived.
-        text: The answer; None when the server's ``content`` was null or there was no answer.
-        reasoning_chars: Length of the thinking the server sent apart from the answer.
-        finish_reason: As the server gave it: ``stop``, ``length``, …
-        stop_reason: The stop string (or token id) hit, where the server says so.
-        input_tokens: Prompt tokens by the server's usage; None where it sent none.
-        output_tokens: Generated tokens by the server's usage; never guessed.
-        dispatched_ns: When the client began to send it.
-        ended_ns: When the answer was complete, or the request had failed.
-        detail: One line for people; None on success.
-    """
-
-    doc_id: int
-    outcome: RequestOutcome
-    status: int | None
-    text: str | None
-    reasoning_chars: int
-    finish_reason: str | None
-    stop_reason: str | int | None
-    input_tokens: int | None
-    output_tokens: int | None
-    dispatched_ns: int
-    ended_ns: int
-    detail: str | None
-
-    @property
-    def succeeded(self) -> bool:
-        """True when a complete answer arrived, even an empty one."""
-        return self.outcome is RequestOutcome.SUCCESS
-
-    @property
-    def empty(self) -> bool:
-        """True for a null or blank answer."""
-        return not (self.text or "").strip()
-
-    @property
-    def truncated(self) -> bool:
-        """True when it was cut at the token limit."""
-        return self.finish_reason == "length"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """How one filter reads one answer: what it extracted, and the metric's value (1 is right, 0 wrong)."""
-
-    doc_id: int
-    filter: str
-    extracted: str
-    value: float
-
-    @property
-    def found(self) -> bool:
-        """False when the filter found no answer in the text."""
-        return self.extracted not in ("", "[invalid]")
-
-
-def draw_questions(size: int, questions: int | None, seed: int) -> tuple[int, ...]:
-    """Which of ``size`` questions are asked: ascending ids of a random subset, the same for the same seed.
-
-    A random subset, because data sets are often ordered: the first n are not like the rest.
-
-    Raises:
-        TaskError: More questions are asked for than there are.
-    """
-    if questions is None:
-        return tuple(range(size))
-    if questions > size:
-        raise TaskError(f"questions={questions} is more than the {size} there are; ask fewer, or leave it out for all")
-    return tuple(sorted(random.Random(seed).sample(range(size), questions)))  # noqa: S311 - a draw, no secret
-
-
-def task_with_options(
-    name: str, options: Mapping[str, object], *, known: Mapping[str, QualityTask] | None = None
-) -> QualityTask:
-    """The task of a ``[quality.tasks.NAME]`` table: the known task of that name with options replaced.
-
-    For a name nobody knows, the table defines a whole task: its ``data`` and ``answer_pattern``, or an
-    ``lm_eval_task`` (by default the name itself). ``[quality.tasks.NAME.validity]`` holds
-    :class:`ValidityLimits`.
-
-    Raises:
-        TaskError: An unknown option (with the allowed ones) or a value that cannot work.
-    """
-    tasks = BUILT_IN_TASKS if known is None else known
-    allowed = [f.name for f in fields(QualityTask) if f.name != "name"]
-    given = dict(_known_keys(options, allowed, f"quality.tasks.{name}"))
-    base = tasks.get(name)
-    if "validity" in given:
-        given["validity"] = _validity(given["validity"], base, f"quality.tasks.{name}.validity")
-    if base is not None:
-        return replace(base, **given)  # type: ignore[arg-type]  # values are checked by __post_init__
-    if "lm_eval_task" not in given and "answer_pattern" not in given:
-        given["lm_eval_task"] = name
-    return QualityTask(name=name, **given)  # type: ignore[arg-type]  # values are checked by __post_init__
-
-
-def _known_keys(options: Mapping[str, object], allowed: list[str], where: str) -> Mapping[str, object]:
-    for key in options:
-        if key not in allowed:
-            raise TaskError(f"{where}: option {key!r} is unknown; allowed: {', '.join(allowed)}")
-    return options
-
-
-def _validity(given: object, base: QualityTask | None, where: str) -> ValidityLimits:
-    if not isinstance(given, Mapping):
-        raise TaskError(f"{where}={given!r} must be a table such as {{ empty_rate = 0.02 }}")
-    limits = _known_keys(given, [f.name for f in fields(ValidityLimits)], where)
-    return replace(base.validity if base else ValidityLimits(), **limits)  # type: ignore[arg-type]  # checked there
-
-
-TINYMATH_PATTERN = r"The answer is (-?[0-9][0-9,]*(?:\.[0-9]+)?)"
-"""How the bundled model states its result; it never writes GSM8K's ``####``."""
-
-BUILT_IN_TASKS: Mapping[str, QualityTask] = {
-    task.name: task
-    for task in (
-        QualityTask(name="gsm8k", lm_eval_task="gsm8k", questions=200, shots=5, max_gen_toks=1024),
-        QualityTask(
-            name="tinymath",
-            data="{model}/test.jsonl",
-            questions=200,
-            shots=0,
-            max_gen_toks=64,
-            answer_pattern=TINYMATH_PATTERN,
-            prompt="Q: {{question}}\nA:",
-            oracle="The answer is {{gold}}.",
-        ),
-    )
-}
-"""GSM8K through lm-eval's own definition, and the questions that come with the bundled model."""

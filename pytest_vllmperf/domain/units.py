@@ -41,6 +41,8 @@ _UNITS: dict[str, dict[str, Fraction]] = {
     "W": {"W": Fraction(1), "kW": Fraction(1000)},
     "ratio": {"%": Fraction(1, 100)},
     "count": {},
+    "nat": {"nat": Fraction(1)},
+    "number": {},
 }
 """What may be written for each base unit. Fractions, so that "80 %" is exactly 0.8."""
 
@@ -49,6 +51,8 @@ _SHOWN = {
     "B": ("B", "KiB", "MiB", "GiB", "TiB"),
     "ratio": ("%",),
     "count": (),
+    "nat": (),
+    "number": (),
 }
 """Units a value is shown in, smallest first; others are shown in their base unit."""
 
@@ -61,8 +65,10 @@ _EXAMPLES = {
     "W": '"350 W"',
     "ratio": '"80 %" or 0.8',
     "count": "3",
+    "nat": "0.005",
+    "number": "1.5",
 }
-_BARE = ("ratio", "count")
+_BARE = ("ratio", "count", "nat", "number")
 _QUANTITY = re.compile(
     r"""\s* (?P<sign>[+-]?)
         (?P<number> (?: [0-9]{1,3}(?:[ ][0-9]{3})+ | [0-9]{1,400} ) (?:\.[0-9]{1,400})? (?:[eE][+-]?[0-9]{1,3})? )
@@ -139,6 +145,8 @@ def _allowed(unit: str) -> str:
     example = _EXAMPLES.get(unit, f'"1.5 {unit}"')
     if unit == "count":
         return f"allowed: a whole number without a unit, such as {example}"
+    if unit == "number":
+        return f"allowed: a number of 0 or more without a unit, such as {example}"
     units = ", ".join(u for u in _known(unit) if u != "us")
     bare = ", or a number from 0 to 1" if unit == "ratio" else ""
     return f"allowed: 0 or more in {units}{bare}, such as {example}"

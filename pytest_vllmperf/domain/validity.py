@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pytest_vllmperf.domain.quality import Answer, QualityTask, Score
+from pytest_vllmperf.domain.answer_signs import early_stops, identical, looping, misread
+from pytest_vllmperf.domain.answers import Answer, Score
+from pytest_vllmperf.domain.quality import QualityTask
 
-__all__ = ["QualityRates", "invalid_reasons", "oracle_reason", "quality_rates", "scores_by_filter"]
+__all__ = ["QualityRates", "invalid_reasons", "quality_rates", "scores_by_filter"]
 
 _EXAMPLES = 3
 _EXAMPLE_CHARS = 90
@@ -18,8 +20,10 @@ _EXAMPLE_CHARS = 90
 class QualityRates:
     """How the answers went; every rate is 0 on a healthy run, None where it could not be computed.
 
-    ``error_rate`` is over the questions asked, the others over the answers received;
-    ``stop_string_rate`` (answers ended by a stop string of the task) is told, not judged.
+    Each is judged against the limit of the same name (:class:`ValidityLimits`), but for ``stop_string_rate``
+    (answers ended by a stop string of the task) and ``thinking_cut_rate`` (cut while still thinking, which
+    counts as truncated): those are told. ``error_rate`` is over the questions asked, the others over the
+    answers received.
     """
 
     error_rate: float | None
@@ -27,6 +31,11 @@ class QualityRates:
     truncated_rate: float | None
     unextracted_rate: float | None
     disagreement: float | None
+    early_stop_rate: float | None
+    misread_rate: float | None
+    identical_rate: float | None
+    loop_rate: float | None
+    thinking_cut_rate: float | None
     stop_string_rate: float | None
 
 
@@ -41,53 +50,71 @@ def scores_by_filter(scores: Sequence[Score]) -> dict[str, float]:
 def quality_rates(task: QualityTask, answers: Sequence[Answer], scores: Sequence[Score]) -> QualityRates:
     """Compute every rate of one run."""
     done = [a for a in answers if a.succeeded]
-    by_filter = scores_by_filter(scores)
-    gated = by_filter.get(task.filter)
-    others = [value for name, value in by_filter.items() if name != task.filter]
+    gated = [s for s in scores if s.filter == task.filter]
     return QualityRates(
         error_rate=_share(len(answers) - len(done), len(answers)),
-        empty_rate=_share(sum(a.empty for a in done), len(done)),
+        empty_rate=_share(len(_empty(done)), len(done)),
         truncated_rate=_share(sum(a.truncated for a in done), len(done)),
         unextracted_rate=_share(len(_unextracted(task, done, scores)), len(done)),
-        disagreement=None if gated is None or not others else max(abs(value - gated) for value in others),
+        disagreement=_disagreement(task, scores),
+        early_stop_rate=_share(len(early_stops(done, gated)), len(done)),
+        misread_rate=_share(len(misread(done, gated)), len(done)),
+        identical_rate=_share(len(identical(done, gated)), len(done)),
+        loop_rate=_share(len(looping(done)), len(done)),
+        thinking_cut_rate=_share(sum(a.thinking_cut for a in done), len(done)),
         stop_string_rate=_share(sum(isinstance(a.stop_reason, str) for a in done), len(done)),
     )
 
 
-def oracle_reason(task: QualityTask, scores: Sequence[Score], texts: Mapping[int, str]) -> str | None:
-    """Why the task cannot be read at all: right answers do not score 1.0 through its own filter.
+def _disagreement(task: QualityTask, scores: Sequence[Score]) -> float | None:
+    """Largest difference to another filter, over the answers in which that other found something.
 
-    ``texts`` holds the right answer of each question as it was given to the filter.
+    Answers it cannot read say nothing about the gated filter: a task is free to gate on the filter that fits.
     """
-    gated = [s for s in scores if s.filter == task.filter]
-    wrong = [s for s in gated if s.value != 1.0]
-    if gated and not wrong:
+    values: dict[str, dict[int, Score]] = {}
+    for score in scores:
+        values.setdefault(score.filter, {})[score.doc_id] = score
+    gated = values.pop(task.filter, None)
+    if gated is None or not values:
         return None
-    examples = "; ".join(f"{_short(texts[s.doc_id])} was read as {s.extracted!r}" for s in wrong[:_EXAMPLES])
-    reached = 0.0 if not gated else 1 - len(wrong) / len(gated)
-    return (
-        f"right answers score {reached:.1%} through the filter {task.filter!r} instead of 100%: {examples}. "
-        "The filter does not fit how this task's answers read; no question was asked. Choose another filter, "
-        "mend answer_pattern, or say with oracle how a right answer reads"
-    )
+    differences = []
+    for other in values.values():
+        read = [(score.value, gated[doc].value) for doc, score in other.items() if score.found and doc in gated]
+        differences.append(abs(sum(theirs - ours for theirs, ours in read)) / len(gated))
+    return max(differences)
 
 
 def invalid_reasons(
-    task: QualityTask, asked: Sequence[int], answers: Sequence[Answer], scores: Sequence[Score]
+    task: QualityTask,
+    asked: Sequence[int],
+    answers: Sequence[Answer],
+    scores: Sequence[Score],
+    *,
+    compares: bool = False,
 ) -> tuple[str, ...]:
     """Every reason why the score says nothing about the model, each with rate, examples, cause and fix.
 
-    Empty for a sound run. ``asked`` are the ids of the questions that were to be asked.
+    Empty for a sound run. ``asked`` are the ids of the questions that were to be asked; ``compares`` says
+    that log-likelihoods of given answers were compared, so that no text was written.
     """
     rates = quality_rates(task, answers, scores)
     done = [a for a in answers if a.succeeded]
-    found = (
+    found: tuple[str | None, ...] = (
         _count_reason(task, asked, answers, scores),
         _error_reason(task, rates, answers),
+    )
+    if compares:
+        return tuple(reason for reason in found if reason)
+    found += (
         _empty_reason(task, rates, done),
+        _early_stop_reason(task, rates, done, scores),
+        _thinking_reason(task, rates, done),
         _truncated_reason(task, rates, done),
+        _loop_reason(task, rates, done),
+        _identical_reason(task, rates, done, scores),
         _unextracted_reason(task, rates, done, scores),
         _disagreement_reason(task, rates, scores),
+        _misread_reason(task, rates, done, scores),
     )
     return tuple(reason for reason in found if reason)
 
@@ -124,7 +151,7 @@ def _error_reason(task: QualityTask, rates: QualityRates, answers: Sequence[Answ
 
 
 def _empty_reason(task: QualityTask, rates: QualityRates, done: Sequence[Answer]) -> str | None:
-    empty = [a for a in done if a.empty]
+    empty = _empty(done)
     if not _above(rates.empty_rate, task.validity.empty_rate):
         return None
     thinking = sum(a.reasoning_chars > 0 for a in empty)
@@ -134,21 +161,88 @@ def _empty_reason(task: QualityTask, rates: QualityRates, done: Sequence[Answer]
             "end of the thinking. Serve without --reasoning-parser, or raise max_gen_toks"
         )
     elif 2 * sum(isinstance(a.stop_reason, str) for a in empty) >= len(empty):
-        hint = "a stop string of the task ended them at once: the model restates it; choose another task or prompt"
+        hint = "a stop string of the task ended them at once: the model restates it; see stop in the task's options"
     else:
         hint = "the model ends at once: look at its chat template and at the end-of-text tokens it is served with"
     nulls = sum(a.text is None for a in empty)
     return f"{_of(empty, done)} answers are empty ({nulls} of them null). Likely cause: {hint}"
 
 
-def _truncated_reason(task: QualityTask, rates: QualityRates, done: Sequence[Answer]) -> str | None:
-    cut = [a for a in done if a.truncated]
-    if not _above(rates.truncated_rate, task.validity.truncated_rate):
+def _early_stop_reason(
+    task: QualityTask, rates: QualityRates, done: Sequence[Answer], scores: Sequence[Score]
+) -> str | None:
+    if not _above(rates.early_stop_rate, task.validity.early_stop_rate):
         return None
+    early = early_stops(done, [s for s in scores if s.filter == task.filter])
+    strings = ", ".join(repr(text) for text, _ in Counter(str(a.stop_reason) for a in early).most_common(3))
     return (
-        f"{_of(cut, done)} answers were cut at max_gen_toks={task.max_gen_toks}: {_ends(cut)}. Likely cause: the "
-        "limit is too small for this model (raise max_gen_toks), or the model never ends (ignore_eos, a wrong chat "
-        "template, broken weights)"
+        f"{_of(early, done)} answers were ended by the stop string {strings} within ten tokens, before any result: "
+        f"{_ends(early)}. Likely cause: the model restates the question, or writes in turns as the worked examples "
+        "do; give the task other stop strings (stop = [ … ]), or choose a task made for chat models"
+    )
+
+
+def _thinking_reason(task: QualityTask, rates: QualityRates, done: Sequence[Answer]) -> str | None:
+    if not _above(rates.thinking_cut_rate, task.validity.truncated_rate):
+        return None
+    cut = [a for a in done if a.thinking_cut]
+    longest = max(a.reasoning_chars for a in cut)
+    return (
+        f"{_of(cut, done)} answers were cut while the model was still thinking (up to {longest} characters of "
+        f"thought, no answer yet): they are unfinished, not wrong. {_limit(task, cut)}; raise max_gen_toks, or turn "
+        "thinking off (chat_template_kwargs = { enable_thinking = false })"
+    )
+
+
+def _truncated_reason(task: QualityTask, rates: QualityRates, done: Sequence[Answer]) -> str | None:
+    cut = [a for a in done if a.truncated and not a.thinking_cut]
+    if not cut or not _above(rates.truncated_rate, task.validity.truncated_rate):
+        return None
+    if 2 * sum(a.doc_id in {b.doc_id for b in looping(cut)} for a in cut) > len(cut):
+        hint = "the model never ends and repeats itself (ignore_eos, a wrong chat template, broken weights)"
+    elif task.sampling.get("ignore_eos"):
+        hint = "ignore_eos is set in sampling: the model cannot end; take it out"
+    else:
+        hint = (
+            "the limit is too small for this model (raise max_gen_toks), or the model never ends (ignore_eos, a "
+            "wrong chat template, broken weights)"
+        )
+    return f"{_of(cut, done)} answers were cut: {_ends(cut)}. {_limit(task, cut)}. Likely cause: {hint}"
+
+
+def _limit(task: QualityTask, cut: Sequence[Answer]) -> str:
+    """Who cut them: the task's own limit, or one of the server's."""
+    lengths = [a.output_tokens for a in cut if a.output_tokens is not None]
+    asked = task.max_gen_toks
+    if lengths and asked is not None and max(lengths) < asked:
+        return (
+            f"They ended after {max(lengths)} tokens though max_gen_toks={asked} were allowed: by max-model-len, or by "
+            "max_new_tokens in the model's generation_config.json (--generation-config vllm ignores that)"
+        )
+    return f"They were cut at max_gen_toks={asked}"
+
+
+def _loop_reason(task: QualityTask, rates: QualityRates, done: Sequence[Answer]) -> str | None:
+    if not _above(rates.loop_rate, task.validity.loop_rate):
+        return None
+    stuck = looping(done)
+    return (
+        f"{_of(stuck, done)} answers end in one phrase over and over: {_ends(stuck)}. Likely cause: broken weights or "
+        "kernels (a wrong dtype, quantization or attention backend), or a model that cannot end; a reference "
+        "engine (reference = …) tells a broken model from a broken measurement"
+    )
+
+
+def _identical_reason(
+    task: QualityTask, rates: QualityRates, done: Sequence[Answer], scores: Sequence[Score]
+) -> str | None:
+    if not _above(rates.identical_rate, task.validity.identical_rate):
+        return None
+    same = identical(done, [s for s in scores if s.filter == task.filter])
+    return (
+        f"{_of(same, done)} answers are the same text as the answer to another question: {_ends(same)}. Likely cause: "
+        "the question does not reach the model (chat template, prompt cut on the left), a cache or proxy answers in "
+        "its place, or its weights are broken"
     )
 
 
@@ -182,11 +276,45 @@ def _disagreement_reason(task: QualityTask, rates: QualityRates, scores: Sequenc
         return None
     by_filter = scores_by_filter(scores)
     listed = ", ".join(f"{name!r} {value:.1%}" for name, value in by_filter.items())
-    if any(value > by_filter[task.filter] for value in by_filter.values()):
-        hint = "right answers are written in another form than the gated filter reads"
+    better = max(by_filter, key=lambda name: by_filter[name])
+    if by_filter[better] > by_filter[task.filter]:
+        hint = f"right answers are written in another form than the gated filter reads{_apart(task, better, scores)}"
     else:
         hint = "text follows the answer, and another filter reads that: a missing stop string, or ignore_eos"
     return f"the filters disagree by {rates.disagreement:.1%} ({listed}). Likely cause: {hint}"
+
+
+def _apart(task: QualityTask, better: str, scores: Sequence[Score]) -> str:
+    """One answer as both filters read it: ``, such as '1' for '18'``."""
+    ours = {s.doc_id: s.extracted for s in scores if s.filter == task.filter and s.found and not s.value}
+    for score in scores:
+        if score.filter == better and score.value and score.doc_id in ours:
+            return f" ({task.filter!r} read {ours[score.doc_id]!r} where {better!r} read {score.extracted!r})"
+    return ""
+
+
+def _misread_reason(
+    task: QualityTask, rates: QualityRates, done: Sequence[Answer], scores: Sequence[Score]
+) -> str | None:
+    if not _above(rates.misread_rate, task.validity.misread_rate):
+        return None
+    gated = [s for s in scores if s.filter == task.filter]
+    missed = misread(done, gated)
+    read = {s.doc_id: s for s in gated}
+    shown = "; ".join(
+        f"{_short((a.text or '')[-_EXAMPLE_CHARS:])} was read as {read[a.doc_id].extracted!r}"
+        for a in missed[:_EXAMPLES]
+    )
+    return (
+        f"{_of(missed, done)} answers state the right number and are scored wrong by {task.filter!r}: {shown}. "
+        "Likely cause: the number is written in a form the filter does not read (decimals, units, punctuation, "
+        "another number after it); choose another filter or answer_pattern, or shots that show the form"
+    )
+
+
+def _empty(done: Sequence[Answer]) -> list[Answer]:
+    """Null or blank answers, but for those whose thinking was cut: these are told as such."""
+    return [a for a in done if a.empty and not a.thinking_cut]
 
 
 def _unextracted(task: QualityTask, done: Sequence[Answer], scores: Sequence[Score]) -> list[Answer]:

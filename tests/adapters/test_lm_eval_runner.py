@@ -101,13 +101,20 @@ def test_what_a_task_does_not_have_is_refused_before_the_first_request(changes, 
 
 def test_a_metric_the_task_does_not_compute_is_named_with_those_it_does():
     with pytest.raises(TaskError, match=r"metric 'acc' is not one of this task's: exact_match"):
-        score_texts(load_task(replace(GSM8K, metric="acc"), ROWS), {0: "#### 18"})
+        load_task(replace(GSM8K, metric="acc"), ROWS)
 
 
-def test_a_task_of_log_likelihoods_cannot_be_asked_by_chat():
+def test_a_task_of_log_likelihoods_is_loaded_as_one_that_compares():
     rows = {"test": [{"ctx_a": "a", "ctx_b": "b", "activity_label": "x", "endings": ["1", "2"], "label": "0"}]}
-    with pytest.raises(TaskError, match=r"'hellaswag' needs log-likelihoods \(multiple_choice\)|cannot use data"):
-        load_task(QualityTask(name="h", lm_eval_task="hellaswag", data="x", filter="none", shots=0), rows)
+    task = QualityTask(name="h", lm_eval_task="hellaswag", data="x", filter="none", metric="acc", shots=0)
+    loaded = load_task(task, rows)
+    assert (loaded.compares, loaded.size, loaded.filters) == (True, 1, ("none",))
+
+
+def test_a_task_that_only_measures_perplexity_is_refused_by_its_kind():
+    task = QualityTask(name="w", lm_eval_task="wikitext", data="x", filter="none", metric="word_perplexity", shots=0)
+    with pytest.raises(TaskError, match=r"is of the kind loglikelihood_rolling; only tasks that generate"):
+        load_task(task, {"test": [{"page": "a b c"}]})
 
 
 def test_rows_without_the_fields_of_the_prompt_are_refused():
@@ -167,7 +174,7 @@ def test_local_questions_need_no_network_no_torch_and_no_cache_directory(tmp_pat
 
 FROM_THE_HUB = """
 from pytest_vllmperf.adapters.lm_eval_runner import load_task
-from pytest_vllmperf.domain.quality import BUILT_IN_TASKS
+from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS
 load_task(BUILT_IN_TASKS["gsm8k"], None)
 """
 
@@ -176,7 +183,7 @@ def test_without_hub_and_without_data_the_error_says_what_to_give(tmp_path):
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", FROM_THE_HUB], env=env, capture_output=True, text=True, timeout=120)
     last = done.stderr.strip().splitlines()[-1]
-    assert "TaskError: quality task 'gsm8k': the questions of 'gsm8k' cannot be had from the hub" in last
+    assert "TaskUnavailable: quality task 'gsm8k': the questions of 'gsm8k' cannot be had from the hub" in last
     assert "give data=, a directory with test.jsonl and train.jsonl" in last
 
 

@@ -4,16 +4,21 @@ from types import SimpleNamespace
 import pytest
 from chat_server import Reply, chat_server
 
-from pytest_vllmperf.adapters.recording_model import RecordingChatModel
+from pytest_vllmperf.adapters.recording_model import Asking, RecordingModel, Target
 from pytest_vllmperf.domain.records import RequestOutcome
 
 
 def ask(url, questions, *, options=None, doc_ids=None, **changes):
     """Let the model answer ``questions`` as lm-eval would have it; returns the texts and the model."""
-    given = {"max_concurrency": 4, "max_gen_toks": 16, "seed": 3, "timeout_s": 10.0, "model": "m", "api_key": "secret"}
-    model = RecordingChatModel(base_url=url, doc_ids=doc_ids or range(len(questions)), **{**given, **changes})
+    given = {"max_concurrency": 4, "timeout_s": 10.0, "model": "m", "api_key": "secret"}
+    target = Target(base_url=url, **{key: changes.pop(key, value) for key, value in given.items()})
+    asking = Asking(api="chat", fields={"seed": 3, "max_tokens": 16, "temperature": 0})
+    ids = doc_ids or range(len(questions))
+    model = RecordingModel(target=target, asking=asking, number=lambda _, count: ids[count], **changes)
     requests = [
-        SimpleNamespace(doc_id=i, args=(model.apply_chat_template([{"role": "user", "content": q}]), options or {}))
+        SimpleNamespace(
+            task_name="t", doc_id=i, args=(model.apply_chat_template([{"role": "user", "content": q}]), options or {})
+        )
         for i, q in enumerate(questions)
     ]
     return model.generate_until(requests), model

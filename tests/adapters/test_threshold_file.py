@@ -225,7 +225,7 @@ def test_another_version_is_refused(path: Path, version: str) -> None:
 @pytest.mark.parametrize(("name", "metric"), [(n, m) for n, m in METRICS.items() if not m.distribution])
 def test_every_metric_takes_a_limit_in_its_own_direction_only(name: str, metric: object) -> None:
     unit, better = METRICS[name].unit, METRICS[name].better
-    value: object = {"ratio": 0.5, "count": 1}.get(unit, f"1 {unit}")
+    value: object = {"ratio": 0.5, "count": 1, "number": 1.5}.get(unit, f"1 {unit}")
 
     def accepted(key: str) -> bool:
         document = {"version": 1, "limit": [{name: {key: value}}]}

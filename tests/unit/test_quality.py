@@ -2,14 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vllmperf.domain.quality import (
-    BUILT_IN_TASKS,
-    QualityTask,
-    Score,
-    ValidityLimits,
-    draw_questions,
-    task_with_options,
-)
+from pytest_vllmperf.domain.answers import Score
+from pytest_vllmperf.domain.quality import QualityTask, ValidityLimits
+from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS, draw_questions, task_with_options
 from pytest_vllmperf.errors import TaskError
 
 
@@ -53,7 +48,14 @@ LOCAL = {"name": "t", "data": "q.jsonl", "answer_pattern": "is (.)"}
         ({"questions": 0}, r"questions=0 must be a whole number, 1 or more, or None for all"),
         ({"questions": 2.5}, r"questions=2.5 must be a whole number"),
         ({"shots": -1}, r"shots=-1 must be a whole number, 0 or more, or None for the task's own"),
-        ({"max_gen_toks": None}, r"max_gen_toks=None must be a whole number, 1 or more"),
+        ({"max_gen_toks": 0}, r"max_gen_toks=0 must be a whole number, 1 or more, or None for the task's own"),
+        ({"api": "chat-completions"}, r"api='chat-completions' must be 'chat' or 'completions'"),
+        ({"unavailable": "ignore"}, r"unavailable='ignore' must be 'fail' or 'skip'"),
+        ({"sampling": {"stop": ["x"]}}, r"sampling.stop is not free; write stop"),
+        ({"sampling": 1}, r"sampling=1 must be a table"),
+        ({"stop": "Q:"}, r"stop='Q:' must be a list of strings"),
+        ({"stop": [""]}, r"stop=\[''\] must be a list of strings, none of them empty"),
+        ({"api": "completions", "chat_template_kwargs": {"a": 1}}, r"completions use no template"),
         ({"max_concurrency": True}, r"max_concurrency=True must be a whole number"),
         ({"request_timeout_s": 0}, r"request_timeout_s=0 must be above 0"),
         ({"filter": ""}, r"filter='' must be a string, not empty"),
@@ -78,7 +80,10 @@ def test_a_validity_limit_is_a_ratio(value):
 
 
 def test_built_in_tasks_are_gsm8k_and_the_bundled_questions():
-    assert set(BUILT_IN_TASKS) == {"gsm8k", "tinymath"}
+    assert set(BUILT_IN_TASKS) == {
+        *("gsm8k", "gsm8k_cot", "gsm8k_cot_zeroshot", "gsm8k_cot_llama", "gsm8k_platinum", "ifeval"),
+        *("gpqa_main_cot_zeroshot", "tinymath", "mmlu", "hellaswag", "winogrande", "arc_easy", "arc_challenge"),
+    }
     assert BUILT_IN_TASKS["gsm8k"].lm_eval_task == "gsm8k"
     assert BUILT_IN_TASKS["tinymath"].describe() == "200 questions, 0 shots, filter strict-match"
 

@@ -146,7 +146,8 @@ def test_every_metric_of_a_load_run_is_in_the_catalogue_under_its_own_name() -> 
     metrics = summary_of(load_run(FIRST, SECOND)).metrics
     assert {name for name, value in metrics.items() if value.name != name} == set()
     assert set(metrics) <= set(METRICS)
-    elsewhere = {"time_to_ready", "first_request_ttft", "accuracy"}
+    elsewhere = {"time_to_ready", "first_request_ttft", "accuracy", "accuracy_change"}
+    elsewhere |= {"kl_mean", "top1_agreement", "perplexity"}
     assert set(METRICS) - set(metrics) == elsewhere
 
 

@@ -2,9 +2,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vllmperf.domain.quality import Answer, QualityTask, Score, ValidityLimits
+from pytest_vllmperf.domain.answers import Answer, Score
+from pytest_vllmperf.domain.preflight import oracle_reason
+from pytest_vllmperf.domain.quality import QualityTask, ValidityLimits
 from pytest_vllmperf.domain.records import RequestOutcome
-from pytest_vllmperf.domain.validity import invalid_reasons, oracle_reason, quality_rates, scores_by_filter
+from pytest_vllmperf.domain.validity import invalid_reasons, quality_rates, scores_by_filter
 
 TASK = QualityTask(name="t", data="q.jsonl", answer_pattern="is (.)", max_gen_toks=64)
 
@@ -111,7 +113,8 @@ def test_blank_answers_count_as_empty():
 
 def test_truncated_answers_name_the_limit_they_hit():
     told = reasons([answer(i, "1 + 2 = ", finish_reason="length") for i in range(3)], scores([None] * 3))
-    assert "3 of 3 (100.0%) answers were cut at max_gen_toks=64: '1 + 2 = '" in told[0]
+    assert "3 of 3 (100.0%) answers were cut: '1 + 2 = '" in told[0]
+    assert "ended after 3 tokens though max_gen_toks=64 were allowed: by max-model-len" in told[0]
     assert "raise max_gen_toks" in told[0]
 
 

@@ -1,0 +1,256 @@
+"""Everything before the first question: data, the task, the engine's abilities, what right answers score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_vllmperf.domain.preflight import CANARIES, canary_reason, listed_reason, oracle_reason
+from pytest_vllmperf.domain.quality import QualityTask
+from pytest_vllmperf.domain.quality_report import Asked
+from pytest_vllmperf.domain.quality_tasks import DATA_FOLDERS, draw_questions
+from pytest_vllmperf.domain.validity import scores_by_filter
+from pytest_vllmperf.errors import TaskError, TaskUnavailable
+
+if TYPE_CHECKING:
+    from pytest_vllmperf.adapters.lm_eval_runner import LoadedTask, Rows
+    from pytest_vllmperf.adapters.recording_model import Asking, Target
+    from pytest_vllmperf.domain.engine import EngineHandle
+
+__all__ = ["Ready", "prepare"]
+
+_GREEDY: Mapping[str, object] = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""Said with every request to vLLM, which otherwise fills in what the model's generation_config.json says."""
+_CANARY_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A task that can be asked, and what came of the checks.
+
+    Args:
+        loaded: The task.
+        doc_ids: The questions drawn.
+        target, asking: Where and how they are asked.
+        unreadable: Why it makes no sense to ask at all.
+        doubtful: Why what comes back will not be believed.
+        null_scores: What models score that know nothing.
+        facts, warnings: For the summary.
+    """
+
+    loaded: LoadedTask
+    doc_ids: tuple[int, ...]
+    target: Target
+    asking: Asking
+    unreadable: tuple[str, ...]
+    doubtful: tuple[str, ...]
+    null_scores: Mapping[str, float]
+    facts: Mapping[str, object]
+    warnings: tuple[str, ...]
+
+    def asked(self, engine: EngineHandle, prepared_s: float, *, without_reference: str | None) -> Asked:
+        """What the summary needs of all this."""
+        return Asked(
+            engine=engine.name,
+            model=engine.model_name,
+            task=self.loaded.task,
+            doc_ids=self.doc_ids,
+            available=self.loaded.size,
+            shots=self.loaded.shots,
+            compares=self.loaded.compares,
+            facts={**self.facts, "prepared_s": round(prepared_s, 3)},
+            warnings=(*self.warnings, *([without_reference] if without_reference else [])),
+            null_scores=self.null_scores,
+        )
+
+
+def prepare(engine: EngineHandle, task: QualityTask, data: Path | None) -> Ready:
+    """Load ``task``, draw its questions and check what can be checked before they are asked.
+
+    Raises:
+        TaskError: It cannot be asked.
+        TaskUnavailable: Its data, or the log-likelihoods it needs, cannot be had here.
+    """
+    from pytest_vllmperf.adapters import lm_eval_runner
+
+    rows = _rows(engine, task, data)
+    loaded = lm_eval_runner.load_task(task, rows)
+    doc_ids = _drawn(loaded)
+    target, asking = _where_and_how(engine, loaded)
+    unreadable = _unreadable(engine, loaded, doc_ids, target)
+    doubtful: tuple[str, ...] = ()
+    if not unreadable and task.canaries and not loaded.compares:
+        doubtful = _canaries(target, asking, loaded.task.max_gen_toks or 0)
+    return Ready(
+        loaded=loaded,
+        doc_ids=doc_ids,
+        target=target,
+        asking=asking,
+        unreadable=unreadable,
+        doubtful=doubtful,
+        null_scores={} if unreadable else _null_scores(loaded, doc_ids),
+        facts={
+            "oracle_checked": task.oracle is not None,
+            "canaries_asked": len(CANARIES) if task.canaries and not loaded.compares else 0,
+            "repeatable": _repeatable(engine, loaded.task),
+        },
+        warnings=(*loaded.warnings, *_borrowed(loaded, rows), *_defaults(engine, loaded.task)),
+    )
+
+
+def _rows(engine: EngineHandle, task: QualityTask, data: Path | None) -> Rows | Mapping[str, Rows] | None:
+    """The questions at hand, or None where they come from the hub."""
+    from pytest_vllmperf.adapters.question_files import read_group, read_questions
+
+    fields = ("question", "answer") if _in_gsm8k_format(task) else ()
+    own = _own_data(engine, task)
+    if own is not None:
+        return read_questions(own, fields=fields)
+    if data is None:
+        return None
+    name = str(task.lm_eval_task)
+    return read_group(data, DATA_FOLDERS.get(name, name), fields=fields)
+
+
+def _in_gsm8k_format(task: QualityTask) -> bool:
+    return task.lm_eval_task is None or (task.lm_eval_task or "").startswith("gsm8k")
+
+
+def _own_data(engine: EngineHandle, task: QualityTask) -> str | None:
+    """Where the questions are, ``{model}`` filled in.
+
+    Raises:
+        TaskError: The task's questions come with the model, and this engine's model is no directory.
+    """
+    if task.data is None or "{model}" not in task.data:
+        return task.data
+    folder = Path(engine.config.model).expanduser()
+    if not folder.is_dir():
+        raise TaskError(
+            f"quality task {task.name!r}: data={task.data!r} comes with the model, but engine {engine.name!r} serves "
+            f"{engine.config.model!r}, which is no directory here; give data a path of its own"
+        )
+    return task.data.replace("{model}", str(folder))
+
+
+def _drawn(loaded: LoadedTask) -> tuple[int, ...]:
+    task = loaded.task
+    try:
+        drawn = draw_questions(len(loaded.askable), task.questions, task.seed, fewer_allowed=task.fewer_allowed)
+    except TaskError as error:
+        raise TaskError(f"quality task {task.name!r}: {error}") from None
+    return tuple(loaded.askable[place] for place in drawn)
+
+
+def _where_and_how(engine: EngineHandle, loaded: LoadedTask) -> tuple[Target, Asking]:
+    from pytest_vllmperf.adapters.recording_model import Asking, Target
+
+    task = loaded.task
+    target = Target(
+        base_url=engine.base_url,
+        model=engine.model_name,
+        api_key=engine.api_key or "",
+        max_concurrency=task.max_concurrency,
+        timeout_s=task.request_timeout_s,
+    )
+    greedy = _GREEDY if engine.version is not None else {}
+    sampled = {"temperature": 0, "seed": task.seed, "max_tokens": task.max_gen_toks, **greedy, **task.sampling}
+    return target, Asking(api=task.api, fields=sampled, template=task.chat_template_kwargs)
+
+
+def _unreadable(engine: EngineHandle, loaded: LoadedTask, doc_ids: Sequence[int], target: Target) -> tuple[str, ...]:
+    """Reasons not to ask at all.
+
+    Raises:
+        TaskUnavailable: The task compares log-likelihoods and the engine gives none.
+    """
+    from pytest_vllmperf.adapters.lm_eval_runner import right_answers, score_texts
+    from pytest_vllmperf.adapters.recording_model import gives_log_likelihoods, listed_models
+
+    task = loaded.task
+    listed = listed_models(target)
+    reasons = [] if listed is None else [listed_reason(engine.model_name, listed)]
+    if loaded.compares and (why := gives_log_likelihoods(target)) is not None:
+        raise TaskUnavailable(
+            f"quality task {task.name!r} compares log-likelihoods of given answers, and engine {engine.name!r} gives "
+            f"none ({why}; llama.cpp's server cannot, vLLM can); choose a task that generates text, such as gsm8k, or "
+            'write unavailable = "skip" in the task'
+        )
+    if task.oracle is not None and not loaded.compares:
+        texts = right_answers(loaded, doc_ids, task.oracle)
+        reasons.append(oracle_reason(task, score_texts(loaded, texts), texts))
+    return tuple(reason for reason in reasons if reason is not None)
+
+
+def _canaries(target: Target, asking: Asking, longest: int) -> tuple[str, ...]:
+    from pytest_vllmperf.adapters.recording_model import ask_prompts
+
+    fields = {**asking.fields, "max_tokens": max(_CANARY_TOKENS, longest)}  # a model that thinks needs its whole length
+    prompts = [
+        [{"role": "user", "content": question}] if asking.api == "chat" else question for question, _ in CANARIES
+    ]
+    reason = canary_reason(ask_prompts(target, replace(asking, fields=fields), prompts))
+    return () if reason is None else (reason,)
+
+
+def _null_scores(loaded: LoadedTask, doc_ids: Sequence[int]) -> dict[str, float]:
+    """By null model, the share it gets right by the gated filter."""
+    from pytest_vllmperf.adapters.lm_eval_runner import null_answers, score_texts
+
+    if loaded.compares:
+        counts = [len(inner.doc_to_choice(doc)) for inner, doc in map(loaded.document, doc_ids)]
+        return {"chance": sum(1 / count for count in counts) / len(counts)}
+    return {
+        name: scores_by_filter(score_texts(loaded, texts)).get(loaded.task.filter, 0.0)
+        for name, texts in null_answers(loaded, doc_ids).items()
+    }
+
+
+def _borrowed(loaded: LoadedTask, rows: object) -> tuple[str, ...]:
+    splits = set(rows) if isinstance(rows, Mapping) else None
+    if loaded.shots <= 0 or splits is None or splits & {"train", "dev"} or "test" not in splits:
+        return ()
+    where = loaded.task.data or "the data"
+    return (f"{where} has no train.jsonl: the worked examples come from other questions of the test itself",)
+
+
+def _defaults(engine: EngineHandle, task: QualityTask) -> tuple[str, ...]:
+    """What the engine's users get and the evaluation does not: sampling defaults of generation_config.json."""
+    from pytest_vllmperf.adapters.model_files import generation_defaults
+
+    if engine.version is None or str(engine.config.args.get("generation-config", "auto")) == "vllm":
+        return ()
+    found = {
+        name: value
+        for name, value in generation_defaults(engine.config.model).items()
+        if name in _GREEDY and value != _GREEDY[name] and name not in task.sampling and name.endswith("penalty")
+    }
+    if not found:
+        return ()
+    listed = ", ".join(f"{name} = {value}" for name, value in found.items())
+    told = (
+        f"the model's generation_config.json sets {listed}, which this engine applies to all who do not say "
+        "otherwise; the questions were asked without (serve with --generation-config vllm, or write sampling = "
+        f"{{ {listed} }} to measure with)"
+    )
+    return (told,)
+
+
+def _repeatable(engine: EngineHandle, task: QualityTask) -> str:
+    """Whether the same questions give the same answers again, and by what."""
+    if task.sampling.get("temperature"):
+        return "no: answers are sampled"
+    if task.max_concurrency == 1:
+        return "yes: one request at a time, greedy"
+    if engine.config.env.get("VLLM_BATCH_INVARIANT") == "1":
+        return "yes: batch-invariant kernels, greedy"
+    return "nearly: greedy, but sums depend on what is batched together (VLLM_BATCH_INVARIANT=1 or max_concurrency = 1)"
