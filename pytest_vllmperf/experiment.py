@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, Union
 
 from pytest_vllmperf.domain.quality import QualityTask
+from pytest_vllmperf.domain.replicates import pooled, split_into_rounds
 from pytest_vllmperf.domain.summary import Summary
 from pytest_vllmperf.domain.workload import Workload
 
@@ -117,6 +118,11 @@ class PoolLauncher:
             self.pool.renew(engine.name)  # whoever wants the engine next gets a launch of their own
 
 
+_ROUND_SEEDS = 7919
+"""Apart from each other's seeds, as whoever varies seeds by hand counts 0, 1, 2."""
+_LEAST_PARTS = 3
+
+
 def measured_on(
     handle: EngineHandle,
     asked: Asked,
@@ -125,6 +131,7 @@ def measured_on(
     quick: bool = False,
     data: Path | None = None,
     answers: Path | None = None,
+    rounds: int = 1,
     progress: Callable[[str], None],
     keep: Callable[[LoadRun], None] | None = None,
 ) -> Summary:
@@ -132,6 +139,9 @@ def measured_on(
 
     ``keep`` is handed the raw records of a load run; ``data`` is where quality tasks find their questions offline,
     ``answers`` where their answers are kept.
+
+    More than one of ``rounds`` gives an interval: a closed loop is repeated with other prompts and pooled; the requests
+    of an open loop, which come one after the other anyway, are divided into as many parts, at least three.
 
     Raises:
         WorkloadError, TaskError: It does not fit this engine.
@@ -147,7 +157,15 @@ def measured_on(
         return evaluate(handle, asked, data=data, store=answers, progress=told)
     whole = asked.on(handle.device)
     shorter = quick_form(whole) if quick else whole
-    summary = measure(handle, shorter, gpu_uuids=gpu_uuids, progress=progress, keep=keep)
+    if rounds > 1 and not shorter.open_loop:
+        each = [replace(shorter, seed=shorter.seed + _ROUND_SEEDS * number) for number in range(rounds)]
+        summary = pooled(
+            [measure(handle, once, gpu_uuids=gpu_uuids, progress=progress, keep=keep) for once in each], kind="round"
+        )
+    else:
+        summary = measure(handle, shorter, gpu_uuids=gpu_uuids, progress=progress, keep=keep)
+    if rounds > 1 and shorter.open_loop:
+        summary = split_into_rounds(summary, max(rounds, _LEAST_PARTS))
     if not quick:
         return summary
     note = f"quick run: {shorter.requests} of {whole.requests} requests (--vllmperf-quick), no baseline"

@@ -131,7 +131,7 @@ def _markup(line: str) -> dict[str, bool]:
         return {"red": True}
     if last.endswith(" INCONCLUSIVE"):
         return {"yellow": True}
-    return {"green": True} if last.endswith(" PASS") else {}
+    return {"green": True} if last.endswith((" PASS", " PASS (1 launch)")) else {}
 
 
 def _interrupted(session: pytest.Session, facts: RunFacts) -> bool:

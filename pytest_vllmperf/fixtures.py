@@ -34,17 +34,22 @@ def vllm_engine(request: pytest.FixtureRequest) -> Iterator[EngineHandle]:
     Session scope because a start takes half a minute; tests are ordered so that each engine's stand
     together, and the engine is stopped before the next one starts (they may need the same GPU).
     """
-    from pytest_vllmperf.errors import EngineError, EngineUnavailable
+    from pytest_vllmperf.errors import EngineUnavailable, VllmPerfError
 
     session = request.config.stash[SESSION]
     name: str = request.param
     try:
-        handle = session.pool.acquire(name)
+        if session.launch_budget > 1:
+            from pytest_vllmperf.replicating import launched_often
+
+            handle = launched_often(session, name, request.session.items)
+        else:
+            handle = session.pool.acquire(name)
     except EngineUnavailable as error:
         if session.options.require_gpu:
             pytest.fail(f"{error} (a GPU is required here: --vllmperf-require-gpu)", pytrace=False)
         pytest.skip(str(error))
-    except EngineError as error:
+    except VllmPerfError as error:
         pytest.fail(str(error), pytrace=False)
     session.prove(handle)
     yield handle
@@ -81,7 +86,9 @@ def vllm_start_up(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> 
     from pytest_vllmperf.measurement import start_up_summary
 
     _skip_unselected(request.config.stash[SESSION], "startup")
-    return _taken(request.node, start_up_summary(vllm_engine))
+    session = request.config.stash[SESSION]
+    pooled = session.measured.get((vllm_engine.name, "startup"))
+    return _taken(request.node, pooled or start_up_summary(vllm_engine))
 
 
 @pytest.fixture
@@ -136,7 +143,8 @@ def vllm_check(request: pytest.FixtureRequest) -> Callable[..., None]:
         from pytest_vllmperf.domain.gate import failure_message, judge_all
         from pytest_vllmperf.session import Evidence
 
-        verdicts = judge_all(session.thresholds, session.subject(summary), summary, metrics)
+        subject, launches = session.subject(summary), session.launch_budget
+        verdicts = judge_all(session.thresholds, subject, summary, metrics, launches=launches)
         _evidence(request.node).add(Evidence(verdicts=verdicts))
         message = failure_message(summary, verdicts, inconclusive_fails=session.thresholds.inconclusive == "fail")
         if message is not None:

@@ -24,6 +24,7 @@ from pytest_vllmperf.fixtures import (  # noqa: F401 - fixtures are found in the
     vllm_quality_task,
     vllm_start_up,
 )
+from pytest_vllmperf.junit import judgements, show_as_skipped, turn_into_error
 from pytest_vllmperf.options import add_options, is_worker, session_of
 from pytest_vllmperf.stash import EVIDENCE, SESSION, STATE, RunState
 
@@ -172,11 +173,18 @@ def pytest_runtest_makereport(
         from pytest_vllmperf.session import Evidence as _Evidence
 
         gathered = evidence or _Evidence()
+        while session.loose:  # measured before any test asked for it
+            gathered.add_summary(session.loose.pop(0))
         gathered.engines = {name: report for each in names for name, report in session.launched(each).items()}
         gathered.places = {engine: session.environment for engine in gathered.engines}  # noqa: C420 - it costs
         report.vllmperf = gathered.to_builtins()  # type: ignore[attr-defined]
         if call.when == "call":
-            report.vllmperf_fate = _fate(session, gathered)  # type: ignore[attr-defined]
+            fate = _fate(session, gathered)
+            report.vllmperf_fate = fate  # type: ignore[attr-defined]
+            report.user_properties += judgements(gathered.verdicts)
+            item.user_properties += judgements(gathered.verdicts)  # JUnit takes those of the last phase
+            if fate == "INCONCLUSIVE" and report.passed:
+                show_as_skipped(report, gathered.verdicts)
     if is_worker(item.config):
         from pytest_vllmperf.session import builtins_only
 
@@ -214,13 +222,17 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, tuple
     return None
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Gather on the controller what each test sent."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> Generator[None, None, None]:
+    """Gather on the controller what each test sent; JUnit has the report by then, and an INVALID one as an error."""
+    yield
     config = _running
     if config is None or is_worker(config) or config.stash.get(SESSION, None) is None:
         return
     fate = getattr(report, "vllmperf_fate", None)
     other_failure = report.failed and fate not in ("FAIL", "INVALID", "INCONCLUSIVE")
+    if fate == "INVALID":
+        turn_into_error(config, report)
     sent = getattr(report, "vllmperf", None)
     if not other_failure and sent is None:
         return

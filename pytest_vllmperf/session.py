@@ -11,7 +11,7 @@ import datetime as dt
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -172,6 +172,9 @@ def builtins_only(value: Any) -> Any:
     return json.loads(json.dumps(msgspec.to_builtins(value, enc_hook=builtin, str_keys=True)))
 
 
+_ROUNDS = 3
+
+
 @dataclass(kw_only=True)
 class Session:
     """Everything the fixtures and hooks of one pytest process share."""
@@ -187,6 +190,7 @@ class Session:
     proofs: dict[str, Proof] = field(default_factory=dict)
     launches: dict[tuple[str, str], int] = field(default_factory=dict)
     comparisons: dict[str, Compared | VllmPerfError] = field(default_factory=dict)
+    loose: list[Summary] = field(default_factory=list)
     limits_sent: str | None = None
 
     @cached_property
@@ -290,8 +294,8 @@ class Session:
         self.proofs[handle.name] = prove(handle)
         return self.proofs[handle.name]
 
-    def measure_on(self, handle: EngineHandle, asked: Asked) -> Summary:
-        """Measure one workload or quality task on a live engine of this process, as the options say."""
+    def measure_on(self, handle: EngineHandle, asked: Asked, *, rounds: int | None = None) -> Summary:
+        """Measure one workload or quality task on a live engine of this process, as options and limits file say."""
         from pytest_vllmperf.experiment import measured_on
 
         uses = self.pool.uses(handle.name)
@@ -304,6 +308,7 @@ class Session:
             quick=self.options.quick,
             data=self.options.data,
             answers=self.options.answers,
+            rounds=self.rounds_of(asked) if rounds is None else rounds,
             progress=self.progress,
             keep=self._request_table(handle.name, asked.name) if "csv" in self.options.report_formats else None,
         )
@@ -315,12 +320,30 @@ class Session:
         path = requests_path(self.options.report_directory, engine, workload)
         return lambda run: write_requests(run, path)
 
+    def rounds_of(self, asked: Asked) -> int:
+        """How many rounds one launch measures ``asked`` in.
+
+        Without a GPU a closed loop is measured once unless more was asked for: there, every round takes as long as
+        the whole workload does on a GPU many times over. An open loop's requests are divided, which takes no time.
+        """
+        wanted = self.options.judging.rounds or self.thresholds.rounds
+        if self.options.quick:
+            return 1
+        if wanted is not None:
+            return wanted
+        return _ROUNDS if self.environment.device == "gpu" or getattr(asked, "open_loop", False) else 1
+
+    @property
+    def launch_budget(self) -> int:
+        """How often each engine is launched at most for limits on levels."""
+        return self.options.judging.launches or self.thresholds.launches
+
     @cached_property
     def launcher(self) -> PoolLauncher:
         """Launches engines as often as an experiment asks."""
         from pytest_vllmperf.experiment import PoolLauncher
 
-        return PoolLauncher(pool=self.pool, measure_one=self.measure_on, look=self.prove)
+        return PoolLauncher(pool=self.pool, measure_one=partial(self.measure_on, rounds=1), look=self.prove)
 
     def launched(self, name: str) -> dict[str, EngineReport]:
         """What became of the engine ``name`` in this process, by name; empty when it was never asked for."""

@@ -23,7 +23,7 @@ __all__ = ["check_thresholds", "read_thresholds"]
 
 _VERSION = 1
 _TOP_LEVEL = ("version", "defaults", "limit", "quality")
-_DEFAULTS = ("launches", "inconclusive")
+_DEFAULTS = ("launches", "rounds", "inconclusive")
 _INCONCLUSIVE = ("warn", "fail")
 _LIMIT = ("max", "min", "tolerance", "required")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -134,29 +134,35 @@ class _Reader:
             self.problems.append(f"{self.file}: version is missing; write `version = {_VERSION}` as the first line")
         elif not _is_int(version) or version != _VERSION:
             self.problem("version", version, f"must be {_VERSION}, the version of the format read here")
-        launches, inconclusive = self.defaults(document.get("defaults", {}))
+        launches, rounds, inconclusive = self.defaults(document.get("defaults", {}))
         quality_tasks = self.quality(document.get("quality", {}))
         self.names["workload"] += [name for name in quality_tasks if name not in self.names["workload"]]
         tables = self.limit_tables(document.get("limit", []))
         return Thresholds(
             tables=tables,
             launches=launches,
+            rounds=rounds,
             inconclusive=inconclusive,
             quality_tasks=quality_tasks,
             path=self.path,
         )
 
-    def defaults(self, value: object) -> tuple[int, str]:
+    def defaults(self, value: object) -> tuple[int, int | None, str]:
         table = self.table("defaults", value, "[defaults] with launches = 1")
         self.unknown_keys("defaults", table, _DEFAULTS)
-        launches, inconclusive = table.get("launches", 1), table.get("inconclusive", "warn")
-        if not _is_int(launches) or launches < 1:
-            self.problem("defaults.launches", launches, "must be a whole number, 1 or more")
-            launches = 1
+        inconclusive = table.get("inconclusive", "warn")
+        launches, rounds = (self.repetitions(name, table) for name in ("launches", "rounds"))
         if not isinstance(inconclusive, str) or inconclusive not in _INCONCLUSIVE:
             self.problem("defaults.inconclusive", inconclusive, f"must be {_either(_INCONCLUSIVE)}")
             inconclusive = "warn"
-        return launches, inconclusive
+        return launches or 1, rounds, inconclusive
+
+    def repetitions(self, name: str, table: Mapping[str, object]) -> int | None:
+        value = table.get(name)
+        if value is None or (_is_int(value) and value >= 1):
+            return value
+        self.problem(f"defaults.{name}", value, "must be a whole number, 1 or more")
+        return None
 
     def quality(self, value: object) -> dict[str, Mapping[str, object]]:
         table = self.table("quality", value, "[quality.tasks.gsm8k] with shots = 5")

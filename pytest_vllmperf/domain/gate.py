@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pytest_vllmperf.domain.levels import judge_level
 from pytest_vllmperf.domain.metrics import judgeable_metric
 from pytest_vllmperf.domain.summary import Summary
 from pytest_vllmperf.domain.thresholds import Limit, Outcome, Subject, Thresholds, Verdict, judge, resolve
@@ -72,8 +73,12 @@ def exit_code(run: RunOutcome) -> ExitCode:
 _MESSAGE_LINES = 12
 
 
-def judge_all(thresholds: Thresholds, subject: Subject, summary: Summary, metrics: Sequence[str]) -> list[Verdict]:
+def judge_all(
+    thresholds: Thresholds, subject: Subject, summary: Summary, metrics: Sequence[str], *, launches: int = 1
+) -> list[Verdict]:
     """Judge ``metrics`` of ``summary``, and for a load measurement always its ``error_rate``.
+
+    ``launches`` is how many there may be at most, fixed before the first.
 
     Raises:
         UnknownMetric: A name is not in the catalogue, or is a bare distribution.
@@ -82,7 +87,7 @@ def judge_all(thresholds: Thresholds, subject: Subject, summary: Summary, metric
     verdicts = []
     for name in metrics:
         judgeable_metric(name)
-        verdicts.append(judge(summary, name, resolve(thresholds, subject, name)))
+        verdicts.append(judge_level(summary, name, resolve(thresholds, subject, name), launches=launches))
     if summary.kind == "load" and "error_rate" not in metrics:
         limit = resolve(thresholds, subject, "error_rate")
         verdicts.append(replace(judge(summary, "error_rate", limit or _NO_FAILURES), built_in=limit is None))

@@ -104,6 +104,7 @@ def judge_absolute(
     samples: int,
     replicate: Replicate,
     budget: int,
+    looks: Looks | None = None,
 ) -> AbsoluteVerdict:
     """Judge the replicates made so far against an absolute limit.
 
@@ -117,6 +118,7 @@ def judge_absolute(
         samples: Samples (requests) behind each value, the smallest count of them.
         replicate: What was repeated.
         budget: Replicates made at most, fixed before the first.
+        looks: When to judge; by default :func:`looks_for` the budget. Rounds are judged once, when all are made.
 
     Raises:
         UnknownMetric: The limit's metric is not in the catalogue, or is a bare distribution.
@@ -125,7 +127,7 @@ def judge_absolute(
     entry = judgeable_metric(limit.metric)
     if not limit.absolute:
         raise ConfigError(f"{limit.where}: {entry.name} has neither max nor min, so nothing to judge a level against")
-    looks, n = looks_for(entry, budget), len(values)
+    looks, n = looks or looks_for(entry, budget), len(values)
     known = [float(v) for v in values if v is not None]
     broken = unusable(values, what=replicate) or (None if samples > 0 else "no samples behind the value")
     if broken is not None:

@@ -168,11 +168,21 @@ def _judged_row(verdict: Verdict) -> Row:
         engine=verdict.subject,
         workload=verdict.workload,
         metric=verdict.metric,
-        value=shown_change(verdict) or _quantity(verdict.value, verdict.metric),
+        value=shown_change(verdict) or _level(verdict),
         n=str(verdict.n),
         limit=verdict.limit.text if verdict.limit else "",
         verdict=_verdict_cell(verdict),
     )
+
+
+def _level(verdict: Verdict) -> str:
+    """The value, with its bounds where there are some: ``412 ms [398 … 431]``."""
+    value, interval = _quantity(verdict.value, verdict.metric), verdict.interval
+    if interval is None or interval.low is None or interval.high is None:
+        return value
+    low, high = (_quantity(bound, verdict.metric) for bound in (interval.low, interval.high))
+    unit = high.partition(" ")[2]
+    return f"{value} [{low.removesuffix(f' {unit}') if unit else low} … {high}]"
 
 
 def _verdict_cell(verdict: Verdict) -> str:

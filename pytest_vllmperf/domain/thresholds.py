@@ -128,10 +128,14 @@ class LimitTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """A whole thresholds file. ``quality_tasks`` holds the options of ``[quality.tasks.*]`` as read."""
+    """A whole thresholds file. ``quality_tasks`` holds the options of ``[quality.tasks.*]`` as read.
+
+    ``rounds`` is None where the file leaves it to the device.
+    """
 
     tables: tuple[LimitTable, ...] = ()
     launches: int = 1
+    rounds: int | None = None
     inconclusive: str = "warn"
     quality_tasks: Mapping[str, Mapping[str, object]]
     path: str | None = None
