@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import secrets
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from pytest_vllmperf.adapters import engine_process, engine_state, startup_log
 from pytest_vllmperf.adapters.control_client import ControlClient, NoAnswer
-from pytest_vllmperf.adapters.interpreter import inspect_interpreter
 from pytest_vllmperf.adapters.leases import HostLeases
 from pytest_vllmperf.adapters.model_files import twin_of
 from pytest_vllmperf.device_release import DeviceRelease
@@ -22,6 +24,7 @@ from pytest_vllmperf.domain.flag_traps import is_vllm
 from pytest_vllmperf.domain.report import EngineReport
 from pytest_vllmperf.errors import EngineError, EngineExited, EngineUnavailable
 from pytest_vllmperf.keeping import Keeper, KeptProcess, Running, fingerprint
+from pytest_vllmperf.preflight import check_engine
 from pytest_vllmperf.starting import PortLost, Start, attach
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ Progress = Callable[[str], None]
 
 _ANSWER_S = 10.0
 """How long a live engine may take to say that it is healthy."""
+_ENOUGH_DISK_BYTES = 2**30
 _SERVE_S = 30.0
 """How long an engine that nobody asks for anything may take for one token."""
 _DYING_S = 5.0
@@ -116,7 +120,7 @@ class EnginePool:
                 f"engine {name!r} was stopped already and is launched only once in a run; use it before its release"
             )
         try:
-            self._check_machine(slot)
+            slot.serve = check_engine(slot.config, self._environment, tell=self._tell)
         except EngineError as error:
             slot.error = error
             raise
@@ -269,21 +273,32 @@ class EnginePool:
         return attach(slot.config, device=self._environment.device, tell=self._tell)
 
     def _launch(self, slot: _Slot) -> EngineHandle:
-        """Start it, twice at most: the second time only when somebody took the port of the first."""
+        """Start it, and once more where the first start fell to something that need not happen again."""
         number = f".{slot.launches + 1}" if slot.launches else ""
         if self._keeps(slot):  # the next launch of that name must not cut off what a kept engine still writes
             number = f".kept-{secrets.token_hex(4)}"
         slot.log_path = self._directory / f"{slot.config.name}{number}.log"
         if not any(other.launches for other in self._slots.values()):
             self._reap_leftovers()
+            self._check_disk()
         try:
             return self._start(slot)
         except EngineError as error:
-            lost = isinstance(error, PortLost) or startup_log.port_was_taken(startup_log.read_log(slot.log_path))
-            if not lost:
+            log = startup_log.read_log(slot.log_path)
+            if isinstance(error, PortLost) or startup_log.port_was_taken(log):
+                self._tell(f"{slot.config.name}: its port was taken, trying another")
+                return self._start(slot)
+            if not startup_log.compile_cache_is_broken(log):
                 raise
-            self._tell(f"{slot.config.name}: its port was taken, trying another")
-        return self._start(slot)
+            self._tell(f"{slot.config.name}: the compile cache is broken, trying once more with an empty one")
+        return self._start(slot, fresh_cache=True)
+
+    def _check_disk(self) -> None:
+        """A full disk loses logs and results; it is told before, not found out afterwards."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self._directory).free
+        if free < _ENOUGH_DISK_BYTES:
+            self._tell(f"only {free / 2**20:.0f} MiB are free in {self._directory}: logs and results may be cut short")
 
     def _reap_leftovers(self) -> None:
         """End what a run left whose guardians were killed with it: it holds memory, GPUs and time."""
@@ -291,22 +306,6 @@ class EnginePool:
             text = f"ended processes an earlier run had left: {', '.join(map(str, leftover.killed)) or 'none'}"
             survived = f"; these survived SIGKILL: {', '.join(map(str, leftover.survivors))}"
             self._tell(text + (survived if leftover.survivors else ""))
-
-    def _check_machine(self, slot: _Slot) -> None:
-        config, have = slot.config, len(self._environment.gpus)
-        if self._environment.device == "cpu" and "gpu" in config.requires:
-            raise EngineUnavailable(f"engine {config.name!r} requires a GPU, and none is visible here")
-        if self._environment.device == "gpu" and config.gpus > have:
-            raise EngineUnavailable(f"engine {config.name!r} needs {config.gpus} GPUs, and {have} are visible here")
-        if config.url:
-            return
-        if config.serves_vllm and config.command is None:
-            try:
-                slot.serve = inspect_interpreter(config.python).has_serve
-            except EngineError as error:
-                raise EngineError(f"engine {config.name!r}: {error}") from error
-        if path := engine_process.missing_model(config.model):
-            raise EngineError(f"engine {config.name!r}: model={config.model!r}: there is nothing at {path}")
 
     def _take_gpus(self, slot: _Slot) -> tuple[str, ...]:
         """GPUs that no other engine of this pool has, once no other process uses them; on a CPU its turn."""
@@ -330,7 +329,7 @@ class EnginePool:
         make_room()
         return self._leases.take(slot.config.name, gpus=free, count=slot.config.gpus, waiting=make_room)
 
-    def _start(self, slot: _Slot) -> EngineHandle:
+    def _start(self, slot: _Slot, *, fresh_cache: bool = False) -> EngineHandle:
         config, log_path = slot.config, slot.log_path
         assert log_path is not None  # set by _launch
         api_key = secrets.token_urlsafe(32)
@@ -343,6 +342,9 @@ class EnginePool:
             gpu_uuids=slot.gpu_uuids,
             base=os.environ,
         )
+        if fresh_cache:
+            env["VLLM_CACHE_ROOT"] = tempfile.mkdtemp(prefix="vllmperf-cache-")
+            atexit.register(shutil.rmtree, env["VLLM_CACHE_ROOT"], ignore_errors=True)
         if not engine_process.is_port_free(port):
             raise PortLost(f"engine {config.name!r}: port {port} was taken before the launch")
         device_before = self._devices.before(slot.gpu_uuids)
@@ -368,6 +370,7 @@ class EnginePool:
             tell=self._tell,
             gpu_uuids=slot.gpu_uuids,
             device_before=device_before,
+            env=env,
         )
         try:
             self._tell(f"{config.name}: starting (pid {process.pid}, log {log_path})")

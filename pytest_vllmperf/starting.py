@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pytest_vllmperf.adapters import startup_log
-from pytest_vllmperf.adapters.control_client import ControlClient, RequestRefused
+from pytest_vllmperf.adapters.activity import activity, growing_folders
+from pytest_vllmperf.adapters.control_client import ControlClient, NoAnswer, RequestRefused
+from pytest_vllmperf.adapters.host_memory import process_tree
 from pytest_vllmperf.domain.engine import Device, EngineConfig, EngineHandle, StartUp
 from pytest_vllmperf.domain.hints import find_hint
 from pytest_vllmperf.errors import EngineError, EngineExited, EngineStartTimeout
 
 if TYPE_CHECKING:
+    from pytest_vllmperf.adapters.activity import Activity
     from pytest_vllmperf.adapters.control_client import FirstToken
     from pytest_vllmperf.adapters.engine_process import EngineProcess
 
@@ -51,6 +54,7 @@ class Start:
         tell: Called with short lines about what is going on.
         gpu_uuids: GPUs it was given.
         device_before: What was in use on each of them before; a GPU that does not tell is missing.
+        env: Its environment, which says where it keeps its caches.
     """
 
     config: EngineConfig
@@ -62,8 +66,11 @@ class Start:
     tell: Callable[[str], None]
     gpu_uuids: tuple[str, ...] = ()
     device_before: Mapping[str, int] = field(default_factory=dict)
-    problem: str = "it never answered /health"
+    env: Mapping[str, str] = field(default_factory=dict)
+    problem: str = ""
     refused_since: float | None = None
+    moved: Activity | None = None
+    sign: str = "it was launched"
     phase: str = "starting"
     told: tuple[float, str] = (0.0, "starting")
 
@@ -85,6 +92,7 @@ class Start:
                     if first := self._first_token(control):
                         return self._handle(control, first)
                 self._tell_phase(follower.new_text())
+                self._check_progress()
                 time.sleep(_POLL_S)
 
     def _check_process(self) -> None:
@@ -95,8 +103,36 @@ class Start:
             raise self._failure(EngineExited, what)
         if self._left_s() <= 0:
             limit_s = self.config.startup_timeout_s
-            what = f"was not ready after {limit_s:g} s (startup_timeout_s): {self.problem}"
+            what = f"was not ready after {limit_s:g} s (startup_timeout_s): {self._state()}"
             raise self._failure(EngineStartTimeout, what)
+
+    def _check_progress(self) -> None:
+        """An engine that does nothing for long will do nothing: waiting for the whole time limit helps nobody."""
+        limit_s, now = self.config.startup_stall_timeout_s, time.monotonic()
+        if self.moved is not None and now - self.moved.at_s < limit_s / 8:
+            return
+        found = activity(
+            process_tree(self.process.pid),
+            log=self.process.log_path,
+            folders=growing_folders(self.config.model, self.env),
+            at_s=now,
+        )
+        sign = "it began" if self.moved is None else found.since(self.moved)
+        if sign is not None:
+            self.moved, self.sign = found, sign
+        elif self.moved is not None and now - self.moved.at_s > limit_s:
+            what = f"did nothing for {limit_s:g} s (startup_stall_timeout_s) while {self.phase}: {self._state()}"
+            raise self._failure(EngineStartTimeout, what)
+
+    def _state(self) -> str:
+        """How far it came, for a message."""
+        problem = self.problem or f"it never answered {self.config.health_path}"
+        if self.moved is None:
+            return problem
+        ago_s = time.monotonic() - self.moved.at_s
+        if ago_s > self.config.startup_stall_timeout_s / 2:
+            return f"{problem}; no line in the log, no file, no memory and no processor time for {ago_s:.0f} s"
+        return f"{problem}; it was still making progress ({self.phase}; {self.sign}): allow it more time"
 
     def _check_owner(self) -> None:
         """Somebody answered: it must be ours, or a stranger's server would be measured."""
@@ -113,7 +149,16 @@ class Start:
         name = self.config.model_name
         try:
             control.require_model(name)
-            return control.first_token(name, timeout_s=max(_HEALTH_TIMEOUT_S, self._left_s()))
+            longest_s = min(self._left_s(), self.config.startup_stall_timeout_s)
+            return control.first_token(name, timeout_s=max(_HEALTH_TIMEOUT_S, longest_s))
+        except NoAnswer as error:
+            self.problem = str(error)
+            if self._left_s() > 0:
+                what = (
+                    f"answers {self.config.health_path} and gave no token within {longest_s:g} s "
+                    f"(startup_stall_timeout_s): {error}"
+                )
+                raise self._failure(EngineStartTimeout, what) from error
         except RequestRefused as error:
             self.problem = str(error)
             self.refused_since = self.refused_since or time.monotonic()

@@ -18,8 +18,17 @@ runpy.run_path({engine!r}, run_name="__main__")
 """
 
 
-def foreign_vllm(folder: Path, *, version: str, distribution: str = "vllm") -> str:
-    """Make one in ``folder``; its interpreter."""
+_PARSER = """
+import argparse, json
+FlexibleArgumentParser = argparse.ArgumentParser
+def make_arg_parser(parser):
+{flags}
+    return parser
+"""
+
+
+def foreign_vllm(folder: Path, *, version: str, distribution: str = "vllm", flags: str = "") -> str:
+    """Make one in ``folder``, whose parser knows ``flags`` (as calls of ``parser.add_argument``); its interpreter."""
     venv.create(folder, symlinks=True)
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = folder / "lib" / python / "site-packages"
@@ -31,6 +40,10 @@ def foreign_vllm(folder: Path, *, version: str, distribution: str = "vllm") -> s
         for parent in path.relative_to(packages).parents:
             if parent.name:
                 (packages / parent / "__init__.py").touch()
+    (packages / "vllm" / "utils").mkdir()
+    parser = _PARSER.format(flags="".join(f"    {line}\n" for line in flags.splitlines()))
+    for module in ("vllm/utils/argparse_utils.py", "vllm/entrypoints/openai/cli_args.py"):
+        (packages / module).write_text(parser)
     info = packages / f"{distribution.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")

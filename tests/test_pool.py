@@ -221,7 +221,7 @@ def test_a_missing_model_directory_is_refused_before_any_launch(make_pool):
 
 def test_a_missing_executable_is_named(make_pool):
     pool = make_pool({"command": ("/nowhere/python",)})
-    with pytest.raises(EngineError, match="engine 'one': cannot run '/nowhere/python': No such file or directory"):
+    with pytest.raises(EngineError, match="engine 'one': cannot run '/nowhere/python': it is not there"):
         pool.acquire("one")
     assert pool.launches("one") == 0
 

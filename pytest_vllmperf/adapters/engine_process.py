@@ -173,7 +173,8 @@ class EngineProcess:
         self._temporary = _short_temporary_directory()
         self._state_path = state_path or self._temporary.with_suffix(".json")
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        with log_path.open("wb") as log:
+        log_path.unlink(missing_ok=True)
+        with log_path.open("ab") as log:  # appending: the guardian cuts out its middle when it grows too large
             self._guardian = _start_guardian(self._state_path, log_fd=log.fileno(), leases=self._leases)
         try:
             self._launch(self._with_temporary(env))

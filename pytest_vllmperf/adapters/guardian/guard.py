@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pytest_vllmperf.adapters.guardian.log import trim
 from pytest_vllmperf.adapters.guardian.processes import collect, descendants, kill_descendants, task_of
 from pytest_vllmperf.adapters.guardian.state import State, boot_id, pid_namespace
 
@@ -23,7 +24,7 @@ _LIFELINE, _ANSWERS, _LOG = 0, 1, 2
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _LOOK_MS = 1000.0
-"""How often to look whether a kept engine is still wanted."""
+"""How often to look at the log, and whether a kept engine is still wanted: that costs one fstat."""
 _STOP = b"stop 5\n"
 _UNUSABLE = 22
 """EINVAL: a command or environment that no program can be given."""
@@ -125,6 +126,7 @@ class _Guardian:
             poll.register(fd, select.POLLIN)
         while True:
             ready = {fd for fd, _ in poll.poll(self._patience_ms())}
+            trim(_LOG)
             if wake in ready and signal.SIGTERM in os.read(wake, 4096) and self._kept:
                 self._obey(_STOP)
             anybody = collect(self._ended)
@@ -141,11 +143,9 @@ class _Guardian:
             if self._deadline is not None and (not anybody or time.monotonic() > self._deadline):
                 return
 
-    def _patience_ms(self) -> float | None:
-        """How long to wait for an event; for ever (None) while the engine works, which costs it nothing."""
-        if self._deadline is None:
-            return _LOOK_MS if self._kept else None
-        return max(0.0, self._deadline - time.monotonic()) * 1000 + 1
+    def _patience_ms(self) -> float:
+        """How long to wait for an event; while the engine works, until the log is to be looked at again."""
+        return _LOOK_MS if self._deadline is None else max(0.0, self._deadline - time.monotonic()) * 1000 + 1
 
     def _obey(self, commands: bytes) -> bool:
         """Do what pytest says; False when it will never say anything again."""
