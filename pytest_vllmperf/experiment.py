@@ -153,7 +153,8 @@ def measured_on(
 
     if isinstance(asked, QualityTask):
         progress(f"{handle.name}: {asked.name}: {asked.describe()}")
-        told = in_lines(progress, f"{handle.name}: {asked.name}")
+        speak = _questions_shown if hasattr(progress, "status") else in_lines  # plain functions only take lines
+        told = speak(progress, f"{handle.name}: {asked.name}")
         return evaluate(handle, asked, data=data, store=answers, progress=told)
     whole = asked.on(handle.device)
     shorter = quick_form(whole) if quick else whole
@@ -170,3 +171,18 @@ def measured_on(
         return summary
     note = f"quick run: {shorter.requests} of {whole.requests} requests (--vllmperf-quick), no baseline"
     return replace(summary, warnings=(*summary.warnings, note))
+
+
+def _questions_shown(tell: Callable[[str], None], what: str) -> Callable[[int, int], None]:
+    """Shows how many questions are answered."""
+    import time
+
+    from pytest_vllmperf.domain.status import Status, show
+
+    began = time.monotonic()
+
+    def answered(done: int, planned: int) -> None:
+        elapsed = time.monotonic() - began
+        show(tell, Status(what=what, done=done, planned=planned, elapsed_s=elapsed, unit="questions"))
+
+    return answered

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_vllmperf.domain.engine import EngineHandle
 from pytest_vllmperf.domain.prompts import Conversations, FillContext, RandomPrompts, SharedPrefix
-from pytest_vllmperf.domain.records import LoadRun
+from pytest_vllmperf.domain.records import LoadRun, ServerCounters
 from pytest_vllmperf.domain.summary import Summary, summarize
 from pytest_vllmperf.domain.timeline import timeline
 from pytest_vllmperf.domain.workload import Workload
@@ -94,7 +94,8 @@ def _measure_once(
         drive(warm_up, "warm-up")
         tell(f"{engine.name}: {asked.name}: {asked.describe()}")
         before = control.counters()
-        with Watch(pid=engine.pid, gpu_uuids=gpus, counters=control.counters) as watch:
+        counters = _shown(control.counters, before, asked, tell=tell, what=f"{engine.name}: {asked.name}")
+        with Watch(pid=engine.pid, gpu_uuids=gpus, counters=counters) as watch:
             run = drive(asked, "measured")
         after = control.counters()
     summary = summarize(
@@ -125,6 +126,22 @@ def _measure_once(
         timeline=over_time,
     )
     return _with_devices(summary, watch, gpus=gpus, baseline_bytes=engine.device_baseline_bytes)
+
+
+def _shown(
+    counters: Callable[[], ServerCounters], before: ServerCounters, workload: Workload, *, tell: Progress, what: str
+) -> Callable[[], ServerCounters]:
+    """``counters`` that also show how far the load is: what is scraped anyway costs the load nothing."""
+    from pytest_vllmperf.domain.status import load_status, show
+
+    seen = [before]
+
+    def scrape() -> ServerCounters:
+        seen.append(counters())
+        show(tell, load_status(what, tuple(seen), planned=workload.requests))
+        return seen[-1]
+
+    return scrape
 
 
 def _with_devices(

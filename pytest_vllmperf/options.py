@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pytest_vllmperf.domain.engine import EngineConfig
+    from pytest_vllmperf.progress import Progress
     from pytest_vllmperf.session import Judging, Session
 
 __all__ = ["add_options", "is_worker", "session_of"]
@@ -253,7 +252,7 @@ def session_of(config: pytest.Config) -> Session:
         engines=engines,
         workloads=workloads_by_name(config.hook.pytest_vllmperf_workloads(config=config)[::-1]),
         tasks=_quality_tasks(config),
-        progress=_Progress(config),
+        progress=_progress(config),
     )
     _ = session.selected_engines  # a wrong --vllmperf-engine is told now
     session.check_selected_workloads()
@@ -324,27 +323,8 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
-class _Progress:
-    """Plain lines on the terminal while work is long; silent under -q.
+def _progress(config: pytest.Config) -> Progress:
+    from pytest_vllmperf.progress import Progress
 
-    A worker of pytest-xdist has no terminal: it writes to the stderr it shares with the controller.
-    """
-
-    def __init__(self, config: pytest.Config) -> None:
-        self.config = config
-
-    def __call__(self, line: str) -> None:
-        if self.config.option.verbose < 0:
-            return
-        capture: Any = self.config.pluginmanager.get_plugin("capturemanager")
-        with capture.global_and_fixture_disabled() if capture is not None else contextlib.nullcontext():
-            self._write(line)
-
-    def _write(self, line: str) -> None:
-        reporter: Any = self.config.pluginmanager.get_plugin("terminalreporter")
-        if is_worker(self.config):
-            worker = self.config.workerinput["workerid"]  # type: ignore[attr-defined]
-            print(f"  > [{worker}] {line}", file=sys.stderr, flush=True)  # noqa: T201 - there is nothing else
-        elif reporter is not None:
-            reporter.ensure_newline()
-            reporter.write_line(f"  > {line}")
+    worker = config.workerinput["workerid"] if is_worker(config) else None  # type: ignore[attr-defined]
+    return Progress(config, worker=worker)

@@ -296,22 +296,26 @@ class Session:
 
     def measure_on(self, handle: EngineHandle, asked: Asked, *, rounds: int | None = None) -> Summary:
         """Measure one workload or quality task on a live engine of this process, as options and limits file say."""
+        from pytest_vllmperf.domain.status import show
         from pytest_vllmperf.experiment import measured_on
 
         uses = self.pool.uses(handle.name)
         if uses and isinstance(asked, Workload):  # the prompts of earlier runs are in a reused engine's prefix cache
             asked = replace(asked, seed=asked.seed + _OTHER_PROMPTS * uses)
-        return measured_on(
-            handle,
-            asked,
-            gpu_uuids=self.pool.gpu_uuids(handle.name),
-            quick=self.options.quick,
-            data=self.options.data,
-            answers=self.options.answers,
-            rounds=self.rounds_of(asked) if rounds is None else rounds,
-            progress=self.progress,
-            keep=self._request_table(handle.name, asked.name) if "csv" in self.options.report_formats else None,
-        )
+        try:
+            return measured_on(
+                handle,
+                asked,
+                gpu_uuids=self.pool.gpu_uuids(handle.name),
+                quick=self.options.quick,
+                data=self.options.data,
+                answers=self.options.answers,
+                rounds=self.rounds_of(asked) if rounds is None else rounds,
+                progress=self.progress,
+                keep=self._request_table(handle.name, asked.name) if "csv" in self.options.report_formats else None,
+            )
+        finally:
+            show(self.progress, None)  # whatever happened: pytest's next word needs a line of its own
 
     def _request_table(self, engine: str, workload: str) -> Callable[[LoadRun], None]:
         """Writes the requests of a load run; of an engine launched several times the latest launch's stay."""

@@ -35,6 +35,7 @@ class Engine:
     generation_tokens: int = 0
     prompt_tokens: int = 0
     running: int = 0
+    finished: int = 0
     cache: set[tuple[int, ...]] = field(default_factory=set)
     cache_hits: int = 0
     cache_queries: int = 0
@@ -68,6 +69,7 @@ class Engine:
             ("vllm:generation_tokens_total", "counter", "Number of generation tokens.", self.generation_tokens),
             ("vllm:prefix_cache_queries_total", "counter", "Prefix cache queries.", self.cache_queries),
             ("vllm:prefix_cache_hits_total", "counter", "Prefix cache hits.", self.cache_hits),
+            ("vllm:request_success_total", "counter", "Count of successfully processed requests.", self.finished),
             ("vllm:num_preemptions_total", "counter", "Cumulative preemptions.", self.options.fake_preemptions),
         )
         lines = [f'vllm:cache_config_info{{block_size="{_BLOCK}",engine="0"}} 1.0']
@@ -184,6 +186,7 @@ class Connection:
             return await self.send_stream(script, arrived_ns)
         finally:
             engine.running -= 1
+            engine.finished += 1
 
     async def send_whole(self, script: Script) -> bool:
         """The answer in one piece."""

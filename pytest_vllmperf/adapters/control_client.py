@@ -25,7 +25,11 @@ _COUNTERS = {
     "prefix_cache_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
     "prefix_cache_queries": ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
     "preemptions": ("vllm:num_preemptions_total",),
+    "requests_finished": ("vllm:request_success_total",),
+    "requests_waiting": ("vllm:num_requests_waiting",),
+    "ttft_count": ("vllm:time_to_first_token_seconds_count",),
 }
+_TTFT_SUM = ("vllm:time_to_first_token_seconds_sum",)
 _CACHE_CONFIG = "vllm:cache_config_info"
 _KV_CACHE_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 """Names differ between versions of vLLM; the first that is there counts."""
@@ -257,7 +261,7 @@ def parse_counters(text: str, *, at_ns: int) -> ServerCounters:
     """Read vLLM's counters from Prometheus text: counters are summed over engines, cache use is the highest."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    names = (*(name for choices in _COUNTERS.values() for name in choices), *_KV_CACHE_USAGE, _CACHE_CONFIG)
+    names = (*(name for choices in _COUNTERS.values() for name in choices), *_KV_CACHE_USAGE, *_TTFT_SUM, _CACHE_CONFIG)
     # The full page has a thousand lines, and this runs beside the load: parse only what is asked for.
     wanted = "\n".join(line for line in text.splitlines() if line.startswith(names))
     values: dict[str, list[float]] = {}
@@ -272,12 +276,13 @@ def parse_counters(text: str, *, at_ns: int) -> ServerCounters:
     except ValueError:
         values = {}
     sums = {field: _first(values, choices) for field, choices in _COUNTERS.items()}
-    usage = _first(values, _KV_CACHE_USAGE)
+    usage, ttft = _first(values, _KV_CACHE_USAGE), _first(values, _TTFT_SUM)
     return ServerCounters(
         at_ns=at_ns,
         **{field: None if found is None else int(sum(found)) for field, found in sums.items()},
         kv_cache_usage=None if usage is None else max(usage),
         cache_block_tokens=block,
+        ttft_sum_s=None if ttft is None else sum(ttft),
     )
 
 

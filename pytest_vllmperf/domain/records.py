@@ -203,7 +203,8 @@ class ServerCounters:
     """The server's own counters at one moment; None where it does not publish one.
 
     ``prefix_cache_queries`` and ``prefix_cache_hits`` count prompt tokens looked up in the prefix cache and found
-    there; ``cache_block_tokens`` is the size of one of its blocks.
+    there; ``cache_block_tokens`` is the size of one of its blocks. ``requests_finished`` counts those that ended well,
+    ``requests_waiting`` is its queue now; ``ttft_sum_s`` over ``ttft_count`` requests is its own view of TTFT.
     """
 
     at_ns: int
@@ -214,3 +215,7 @@ class ServerCounters:
     kv_cache_usage: float | None
     prefix_cache_queries: int | None = None
     cache_block_tokens: int | None = None
+    requests_finished: int | None = None
+    requests_waiting: int | None = None
+    ttft_sum_s: float | None = None
+    ttft_count: int | None = None

@@ -57,8 +57,9 @@ class Timeline:
 
     Args:
         duration_s: From the first dispatch to the end of the last request.
-        series: By name: ``output_throughput``, ``concurrency``, ``host_memory``, ``device_memory``,
-            ``kv_cache_usage``, and whatever else was sampled (``device_power``, ``device_clock``).
+        series: By name: ``output_throughput``, ``concurrency``, ``queue`` (requests waiting in the server),
+            ``kv_cache_usage``, ``host_memory``, ``device_memory``, and whatever else was sampled (``device_power``,
+            ``device_clock``).
         slowest: The requests that took longest from intended send to end, longest first; failed ones too.
         steady_s: Start and end of the steady window, None where there is none.
     """
@@ -91,6 +92,7 @@ def timeline(
     sampled = {
         "host_memory": _memory([(s.at_ns, s.host_bytes) for s in memory], origin, width, None),
         "device_memory": _memory([(s.at_ns, s.device_bytes) for s in memory], origin, width, device_memory_bytes),
+        "queue": _counted([(c.at_ns, c.requests_waiting) for c in counters if c is not None], origin, width),
         "kv_cache_usage": _samples([(c.at_ns, c.kv_cache_usage) for c in counters if c is not None], origin, width),
     }
     return Timeline(
@@ -147,6 +149,14 @@ def _memory(pairs: Sequence[tuple[int, int | None]], origin: int, width: float, 
         values=tuple(float(round(v)) for v in series.values),
         ceiling=None if ceiling is None else float(ceiling),
     )
+
+
+def _counted(pairs: Sequence[tuple[int, int | None]], origin: int, width: float) -> Series | None:
+    """Requests; a queue that was always empty is left out."""
+    series = _samples(pairs, origin, width)
+    if series is None or not any(series.values):
+        return None
+    return Series(unit="requests", at_s=series.at_s, values=series.values)
 
 
 def _samples(pairs: Sequence[tuple[int, float | None]], origin: int, width: float) -> Series | None:
