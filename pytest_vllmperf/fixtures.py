@@ -92,6 +92,51 @@ def vllm_start_up(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> 
 
 
 @pytest.fixture
+def vllm_sleep(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> Callable[..., Summary]:
+    """``vllm_sleep(level=1)`` lets the engine sleep and wakes it up: ``time_to_sleep``, ``time_to_wake``, memory."""
+
+    def sleep_once(level: int = 1) -> Summary:
+        from pytest_vllmperf.measurement import sleep_summary
+
+        _skip_unselected(request.config.stash[SESSION], "sleep")
+        return _taken(request.node, sleep_summary(vllm_engine, level=level))
+
+    return _plain_errors(sleep_once)
+
+
+@pytest.fixture
+def vllm_beside(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> Iterator[Callable[[str], EngineHandle]]:
+    """``vllm_beside("other")`` launches another engine of the matrix beside the test's own, until the test ends.
+
+    It is a launch of its own, named ``other-beside-one``. Where both need the same GPU, put the first to sleep before:
+    ``vllm_engine.sleep()``; then ``other.sleep()`` and ``vllm_engine.wake()`` switch back without a restart.
+    """
+    from dataclasses import replace
+
+    from pytest_vllmperf.errors import EngineError
+
+    session = request.config.stash[SESSION]
+    launched: list[str] = []
+
+    def launch(name: str) -> EngineHandle:
+        __tracebackhide__ = True
+        if name not in session.engines:
+            pytest.fail(f"engine {name!r} is not in the matrix; known: {', '.join(session.engines)}", pytrace=False)
+        config = replace(session.engines[name], name=f"{name}-beside-{vllm_engine.name}")
+        try:
+            session.pool.add(config)
+            launched.append(config.name)
+            session.pool.renew(config.name)
+            return session.pool.acquire(config.name)
+        except EngineError as error:
+            pytest.fail(str(error), pytrace=False)
+
+    yield launch
+    for name in launched:
+        session.pool.release(name)
+
+
+@pytest.fixture
 def vllm_evidence(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> tuple[OptimisationEvidence, ...]:
     """Which optimisations are active on the engine right now, each with its proof."""
     return request.config.stash[SESSION].prove(vllm_engine).evidence

@@ -18,7 +18,16 @@ from pytest_vllmperf.domain.workload import Workload
 if TYPE_CHECKING:
     from pytest_vllmperf.watch import Watch
 
-__all__ = ["measure", "prompt_seed", "quick_form", "resolved", "start_up_summary", "token_range", "warm_up_of"]
+__all__ = [
+    "measure",
+    "prompt_seed",
+    "quick_form",
+    "resolved",
+    "sleep_summary",
+    "start_up_summary",
+    "token_range",
+    "warm_up_of",
+]
 
 Progress = Callable[[str], None]
 
@@ -291,4 +300,45 @@ def start_up_summary(engine: EngineHandle) -> Summary:
         invalid=(),
         warnings=(),
         facts={"cold": start.cold, "version": engine.version},
+    )
+
+
+def sleep_summary(engine: EngineHandle, *, level: int = 1) -> Summary:
+    """Let a live engine sleep and wake it up again, as a Summary that limits can judge (workload ``sleep``).
+
+    Raises:
+        EngineError: It cannot sleep, or does not come back.
+    """
+    from pytest_vllmperf.domain.summary import metric_values
+
+    asleep, awake = engine.sleep(level), engine.wake()
+    device = asleep.device_bytes_after
+    return Summary(
+        engine=engine.name,
+        workload="sleep",
+        kind="startup",  # one value of one launch, no load
+        model=engine.model_name,
+        description=f"sleep at level {level}, and wake up until the first token",
+        requests=1,
+        completed=1,
+        failures={},
+        duration_s=(asleep.duration_ns + awake.duration_ns) * 1e-9,
+        metrics=metric_values(
+            distributions={},
+            scalars={
+                "time_to_sleep": asleep.duration_ns * 1e-9,
+                "time_to_wake": awake.duration_ns * 1e-9,
+                "device_memory_asleep": None if device is None else float(device),
+            },
+            missing={"device_memory_asleep": "the driver did not tell"},
+        ),
+        invalid=(),
+        warnings=(),
+        facts={
+            "level": level,
+            "device_bytes_before": asleep.device_bytes_before,
+            "host_bytes_before": asleep.host_bytes_before,
+            "host_bytes_asleep": asleep.host_bytes_after,
+            "version": engine.version,
+        },
     )

@@ -14,6 +14,7 @@ import pytest
 
 from pytest_vllmperf import collection, hookspecs
 from pytest_vllmperf.fixtures import (  # noqa: F401 - fixtures are found in the namespace of a plugin
+    vllm_beside,
     vllm_check,
     vllm_compare,
     vllm_comparison,
@@ -22,6 +23,7 @@ from pytest_vllmperf.fixtures import (  # noqa: F401 - fixtures are found in the
     vllm_evidence,
     vllm_measure,
     vllm_quality_task,
+    vllm_sleep,
     vllm_start_up,
 )
 from pytest_vllmperf.junit import judgements, show_as_skipped, turn_into_error

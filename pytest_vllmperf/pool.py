@@ -18,6 +18,7 @@ from pytest_vllmperf.adapters import engine_process, engine_state, startup_log
 from pytest_vllmperf.adapters.control_client import ControlClient, NoAnswer
 from pytest_vllmperf.adapters.leases import HostLeases
 from pytest_vllmperf.adapters.model_files import twin_of
+from pytest_vllmperf.controls import with_controls
 from pytest_vllmperf.device_release import DeviceRelease
 from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle
 from pytest_vllmperf.domain.flag_traps import is_vllm
@@ -127,6 +128,7 @@ class EnginePool:
         if not (self._keeps(slot) and self._reuse(slot)):
             self._bring_up(slot)
         assert slot.handle is not None
+        slot.handle = with_controls(slot.handle)
         return slot.handle
 
     def _bring_up(self, slot: _Slot) -> None:
@@ -311,8 +313,11 @@ class EnginePool:
         """GPUs that no other engine of this pool has, once no other process uses them; on a CPU its turn."""
         uuids = tuple(gpu.uuid for gpu in self._environment.gpus)
         holders = {uuid: s.config.name for s in self._slots.values() if s.process for uuid in s.gpu_uuids}
+        asleep = {uuid: name for uuid, name in holders.items() if _sleeps(self._slots[name])}
+        holders = {uuid: name for uuid, name in holders.items() if uuid not in asleep}
         tainted = self._devices.tainted(uuids)
         free = tuple(uuid for uuid in uuids if uuid not in holders and uuid not in tainted)
+        free = tuple(sorted(free, key=lambda uuid: uuid in asleep))
         if self._environment.device == "gpu" and len(free) < slot.config.gpus:
             release = f"release {', '.join(sorted(set(holders.values())))} first" if holders else ""
             why = "; ".join(part for part in (release, *dict.fromkeys(tainted.values())) if part)
@@ -327,7 +332,8 @@ class EnginePool:
                 self._tell(line)
 
         make_room()
-        return self._leases.take(slot.config.name, gpus=free, count=slot.config.gpus, waiting=make_room)
+        count = slot.config.gpus
+        return self._leases.take(slot.config.name, gpus=free, count=count, waiting=make_room, sharing=asleep)
 
     def _start(self, slot: _Slot, *, fresh_cache: bool = False) -> EngineHandle:
         config, log_path = slot.config, slot.log_path
@@ -423,7 +429,8 @@ class EnginePool:
         except EngineError as error:
             self._devices.taint(slot.gpu_uuids, f"engine {slot.config.name!r}: {error}")
             raise
-        self._devices.wait(slot.config.name, before)
+        others = [uuid for s in self._slots.values() if s.process for uuid in s.gpu_uuids]
+        self._devices.wait(slot.config.name, {uuid: used for uuid, used in before.items() if uuid not in others})
 
 
 def _as_launched(config: EngineConfig, environment: Environment) -> EngineConfig:
@@ -432,6 +439,11 @@ def _as_launched(config: EngineConfig, environment: Environment) -> EngineConfig
     if twin_of(here.model) is None or "load-format" in here.args or not is_vllm(here.command):
         return here
     return replace(here, args={**here.args, "load-format": "dummy"})
+
+
+def _sleeps(slot: _Slot) -> bool:
+    """Whether an engine has given its GPUs away and only waits to be woken up."""
+    return slot.handle is not None and slot.handle.controls is not None and slot.handle.controls.asleep
 
 
 def _problem(handle: EngineHandle, *, serves: bool) -> str:

@@ -254,7 +254,7 @@ class Session:
         """What limits may name: every workload and task, the built-in ones whether declared or not."""
         from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS
 
-        return (*self.workloads, *dict.fromkeys((*BUILT_IN_TASKS, *self.tasks)), "startup")
+        return (*self.workloads, *dict.fromkeys((*BUILT_IN_TASKS, *self.tasks)), "startup", "sleep")
 
     @cached_property
     def environment(self) -> Environment:
@@ -368,7 +368,7 @@ class Session:
             WorkloadError: One is no workload, no quality task and not ``startup``.
         """
         for name in self.options.workloads:
-            if name not in (*self.workloads, *self.tasks, "startup"):
+            if name not in (*self.workloads, *self.tasks, "startup", "sleep"):
                 raise WorkloadError(
                     f"--vllmperf-workload={name}: no such workload; known: "
                     f"{', '.join((*self.workloads, *self.tasks, 'startup'))}"

@@ -40,6 +40,8 @@ class Engine:
     cache_hits: int = 0
     cache_queries: int = 0
     requests: int = 0
+    asleep: bool = False
+    told: list[str] = field(default_factory=list)
     connections: int = 0
     stamps: list[dict[str, object]] = field(default_factory=list)
     bodies: list[dict[str, object]] = field(default_factory=list)
@@ -131,6 +133,14 @@ class Connection:
             engine.stamps.clear()
             engine.bodies.clear()
             return self.send_json(engine.options.fake_shape)
+        if path.startswith(("/sleep", "/wake_up", "/collective_rpc")) and os.environ.get("VLLM_SERVER_DEV_MODE") == "1":
+            engine.told.append(f"{path} {body.decode()}".strip())
+            engine.asleep = path.startswith("/sleep") or path == "/wake_up?tags=weights" or "rpc" in path
+            return self.send_json({})
+        if path == "/is_sleeping":
+            return self.send_json({"is_sleeping": engine.asleep})
+        if path == "/fake/told":
+            return self.send_json(engine.told)
         if path == "/health" and engine.options.fake_unhealthy_answers > 0:
             engine.options.fake_unhealthy_answers -= 1
             return self.send(503, b"", "text/plain")
@@ -162,6 +172,8 @@ class Connection:
             message = f"The model `{request.get('model')}` does not exist."
             error = {"message": message, "type": "NotFoundError", "param": "model", "code": 404}
             return self.send_json({"error": error}, status=404)
+        if engine.asleep:
+            return self.send_json({"error": {"message": "the engine sleeps", "code": 500}}, status=500)
         if 0 < options.fake_hang_after_requests < engine.requests:
             await asyncio.sleep(3600)  # as a server whose engine core is suspended: connected, healthy, silent
         shape = headers.get("x-fake-shape", options.fake_shape)

@@ -82,7 +82,8 @@ def test_a_download_without_a_word_is_progress(pool, tmp_path):
 
 def test_computing_without_a_word_is_progress(pool):
     busy = script("while True: sum(range(10**6))")
-    said, _ = failure(pool(command=busy, startup_timeout_s=3.0, startup_stall_timeout_s=1.0), EngineStartTimeout)
+    said, _ = failure(pool(command=busy, startup_timeout_s=5.0, startup_stall_timeout_s=3.0), EngineStartTimeout)
+    assert "was not ready after 5 s" in said
     assert "it computes" in said or "it takes memory" in said
 
 

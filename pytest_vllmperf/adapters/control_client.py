@@ -231,6 +231,31 @@ class ControlClient:
             return None
         return info if isinstance(info, dict) else None
 
+    def post(self, path: str, body: object = None) -> None:
+        """Tell the server to do something, and wait until it has done it.
+
+        Raises:
+            RequestRefused: It said no; 404 where the route exists in development mode only.
+            EngineError: It did not answer, or failed.
+        """
+        import httpx
+
+        try:
+            response = self._client.post(path, json=body) if body is not None else self._client.post(path)
+        except httpx.HTTPError as error:
+            raise EngineError(f"{self.base_url}{path}: {type(error).__name__}: {error}") from error
+        if response.status_code >= 300:
+            raise self._refused(path, response.status_code, response.text)
+
+    def is_sleeping(self) -> bool | None:
+        """Whether the engine sleeps; None where the server does not tell."""
+        response = self._get("/is_sleeping")
+        try:
+            told = None if response is None or response.status_code != 200 else response.json().get("is_sleeping")
+        except (ValueError, AttributeError):
+            return None
+        return told if isinstance(told, bool) else None
+
     def _get(self, path: str) -> httpx.Response | None:
         import httpx
 

@@ -119,6 +119,8 @@ def child_environment(
         defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"
     for name, value in defaults.items():
         env.setdefault(name, value)
+    if config.args.get("enable-sleep-mode"):  # its routes are part of the development mode; we listen on loopback only
+        env.setdefault("VLLM_SERVER_DEV_MODE", "1")
     if gpu_uuids:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_uuids)
     return {**env, **config.env, config.api_key_env or _KEY: api_key}

@@ -11,7 +11,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pytest_vllmperf.errors import EngineError
@@ -46,9 +46,17 @@ class HostLeases:
         self._held: dict[str, dict[str, int]] = {}
 
     def take(
-        self, engine: str, *, gpus: Sequence[str], count: int, waiting: Callable[[str], None] | None = None
+        self,
+        engine: str,
+        *,
+        gpus: Sequence[str],
+        count: int,
+        waiting: Callable[[str], None] | None = None,
+        sharing: Mapping[str, str] | None = None,
     ) -> tuple[str, ...]:
         """Wait until ``count`` of ``gpus`` are free, and hold those; where there are none, hold the CPU.
+
+        ``sharing`` names, for GPUs this process holds already, the engine that lets another use them (it sleeps).
 
         All or nothing: whoever waits holds nothing, so that two engines can never wait for each other.
         ``waiting`` is called with a line that names the holders, after a second and every half minute.
@@ -63,7 +71,7 @@ class HostLeases:
         started = told = time.monotonic()
         while True:
             with _told():
-                held = self._try(self._directory, engine, wanted, count)
+                held = self._try(self._directory, engine, wanted, count, sharing or {})
             if held is not None:
                 self._held[engine] = held
                 return tuple(held) if gpus else ()
@@ -90,7 +98,9 @@ class HostLeases:
         held = any(_CPU in held for held in self._held.values())
         return () if self._share_cpu or held else (_CPU,)
 
-    def _try(self, directory: Path, engine: str, wanted: Sequence[str], count: int) -> dict[str, int] | None:
+    def _try(
+        self, directory: Path, engine: str, wanted: Sequence[str], count: int, sharing: Mapping[str, str]
+    ) -> dict[str, int] | None:
         directory.mkdir(mode=0o1777, parents=True, exist_ok=True)
         with contextlib.suppress(PermissionError):  # another user's: it has the mode they gave it
             directory.chmod(0o1777)
@@ -102,6 +112,10 @@ class HostLeases:
             for name in wanted:
                 if len(held) == count:
                     break
+                shared = self._held.get(sharing.get(name, ""), {}).get(name)
+                if shared is not None:
+                    held[name] = os.dup(shared)  # the lock is held until both are closed
+                    continue
                 descriptor = _open(_path(directory, name))
                 if _locked(descriptor):
                     held[name] = descriptor

@@ -7,15 +7,19 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal, Union
+from typing import TYPE_CHECKING, Literal
 
+from pytest_vllmperf.domain.arguments import ArgValue
 from pytest_vllmperf.domain.flag_traps import find_trap, is_vllm
-from pytest_vllmperf.errors import EngineConfigError
+from pytest_vllmperf.domain.sleeping import EngineControls, SleepStep
+from pytest_vllmperf.errors import EngineConfigError, EngineError
+
+if TYPE_CHECKING:
+    from pytest_vllmperf.domain.evidence import Evidence
 
 __all__ = ["REQUIREMENTS", "ArgValue", "Device", "EngineConfig", "EngineHandle", "StartUp", "flags"]
 
 Device = Literal["cpu", "gpu"]
-ArgValue = Union[str, int, float, bool, None, list[object], tuple[object, ...], dict[str, object]]
 
 REQUIREMENTS = ("gpu",)
 """What an engine may require of the machine."""
@@ -326,8 +330,36 @@ class EngineHandle:
     start_up: StartUp
     gpu_uuids: tuple[str, ...] = ()
     device_baseline_bytes: int | None = None
+    controls: EngineControls | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
         """The engine's name in the matrix."""
         return self.config.name
+
+    def sleep(self, level: int = 1) -> SleepStep:
+        """Put the engine to sleep (``args={"enable-sleep-mode": True}``): its GPU is free for another engine.
+
+        Level 1 keeps the weights in host memory, level 2 keeps nothing and loads them anew.
+
+        Raises:
+            EngineError: It cannot sleep, or does already.
+        """
+        return self._controls().sleep(level)
+
+    def wake(self) -> SleepStep:
+        """Wake the engine up; it has streamed a token when this returns.
+
+        Raises:
+            EngineError: It does not sleep, or does not come back.
+        """
+        return self._controls().wake()
+
+    def evidence(self) -> tuple[Evidence, ...]:
+        """What proves, right now, which optimisations are active; see ``suites/test_optimizations.py``."""
+        return self._controls().evidence()
+
+    def _controls(self) -> EngineControls:
+        if self.controls is None:
+            raise EngineError(f"engine {self.name!r}: this handle was not given out by a pool and controls nothing")
+        return self.controls

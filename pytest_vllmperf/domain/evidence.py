@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pytest_vllmperf.domain.engine import ArgValue
+from pytest_vllmperf.domain.arguments import ArgValue
 
 __all__ = ["Evidence", "Source", "State", "requested", "unmet"]
 
