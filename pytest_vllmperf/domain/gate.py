@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from pytest_vllmperf.domain.levels import judge_level
 from pytest_vllmperf.domain.metrics import judgeable_metric
+from pytest_vllmperf.domain.quality_verdicts import judge_quality
 from pytest_vllmperf.domain.summary import Summary
 from pytest_vllmperf.domain.thresholds import Limit, Outcome, Subject, Thresholds, Verdict, judge, resolve
 
@@ -76,7 +77,7 @@ _MESSAGE_LINES = 12
 def judge_all(
     thresholds: Thresholds, subject: Subject, summary: Summary, metrics: Sequence[str], *, launches: int = 1
 ) -> list[Verdict]:
-    """Judge ``metrics`` of ``summary``, and for a load measurement always its ``error_rate``.
+    """Judge ``metrics`` of ``summary``: of load always its ``error_rate``, answers as quality is judged.
 
     ``launches`` is how many there may be at most, fixed before the first.
 
@@ -84,6 +85,8 @@ def judge_all(
         UnknownMetric: A name is not in the catalogue, or is a bare distribution.
         LimitTie: Two limits claim one value equally.
     """
+    if summary.kind == "quality":
+        return judge_quality(thresholds, subject, summary, metrics)
     verdicts = []
     for name in metrics:
         judgeable_metric(name)

@@ -181,6 +181,7 @@ def _facts(
         "max_concurrency": task.max_concurrency,
         "questions_available": asked.available,
         "doc_ids": list(asked.doc_ids),
+        "broken_kl": task.broken_kl,
         "filters": scores_by_filter(scores),
         "other_metrics": _other_metrics(task, scores),
         "null_scores": dict(asked.null_scores),
