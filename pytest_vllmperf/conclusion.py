@@ -126,7 +126,7 @@ def history_extra(
     place = next(iter(part.places.values()), here)
     return {
         "hardware": place.hardware,
-        "host": place.host,
+        "hosts": {engine: where.host for engine, where in part.places.items()},
         "vllm": place.packages.get("vllm"),
         "commit": here.commit,
         "started_at": started_at,

@@ -114,5 +114,6 @@ def _by_hardware(output_json: Mapping[str, Any], here: str) -> Iterator[tuple[st
     for hardware, part in parts.items() or [(here, [])]:
         content = {**output_json, "benchmarks": part}
         if hardware != here:
-            content["machine_info"] = {"node": part[0]["extra_info"].get("host")}
+            nodes = {node for bench in part for node in (bench["extra_info"].get("hosts") or {}).values()}
+            content["machine_info"] = {"node": ", ".join(sorted(filter(None, nodes)))}
         yield hardware, content
