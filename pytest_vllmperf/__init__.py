@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pytest_vllmperf.domain.custom_metrics import CustomMetric
     from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle
     from pytest_vllmperf.domain.evidence import Evidence, unmet
     from pytest_vllmperf.domain.metrics import METRICS, Better, Metric, metric, register_metric
@@ -37,6 +38,7 @@ __all__ = [
     "METRICS",
     "Better",
     "Conversations",
+    "CustomMetric",
     "EngineConfig",
     "EngineHandle",
     "Evidence",
@@ -72,6 +74,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "domain.custom_metrics": ("CustomMetric",),
     "domain.engine": ("EngineConfig", "EngineHandle"),
     "domain.evidence": ("Evidence", "unmet"),
     "domain.metrics": ("METRICS", "Better", "Metric", "metric", "register_metric"),

@@ -20,6 +20,7 @@ from pytest_vllmperf.domain.workload import Workload
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pytest_vllmperf.domain.custom_metrics import CustomMetric
     from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle
     from pytest_vllmperf.domain.records import LoadRun
     from pytest_vllmperf.pool import EnginePool
@@ -132,13 +133,14 @@ def measured_on(
     data: Path | None = None,
     answers: Path | None = None,
     rounds: int = 1,
+    metrics: Sequence[CustomMetric] = (),
     progress: Callable[[str], None],
     keep: Callable[[LoadRun], None] | None = None,
 ) -> Summary:
     """Measure one workload or quality task on a live engine, with fewer requests and marked so when ``quick``.
 
     ``keep`` is handed the raw records of a load run; ``data`` is where quality tasks find their questions offline,
-    ``answers`` where their answers are kept.
+    ``answers`` where their answers are kept; ``metrics`` are computed beside the catalogue's.
 
     More than one of ``rounds`` gives an interval: a closed loop is repeated with other prompts and pooled; the requests
     of an open loop, which come one after the other anyway, are divided into as many parts, at least three.
@@ -147,6 +149,7 @@ def measured_on(
         WorkloadError, TaskError: It does not fit this engine.
         LoadProcessError: The load process died; nothing was measured.
     """
+    from pytest_vllmperf.domain.custom_metrics import with_custom_metrics
     from pytest_vllmperf.evaluation import evaluate
     from pytest_vllmperf.evaluation.telling import in_lines
     from pytest_vllmperf.measurement import measure, quick_form
@@ -156,15 +159,26 @@ def measured_on(
         speak = _questions_shown if hasattr(progress, "status") else in_lines  # plain functions only take lines
         told = speak(progress, f"{handle.name}: {asked.name}")
         return evaluate(handle, asked, data=data, store=answers, progress=told)
+
+    def once(workload: Workload) -> Summary:
+        runs: list[LoadRun] = []
+
+        def kept(run: LoadRun) -> None:
+            runs[:] = [run]
+            if keep is not None:
+                keep(run)
+
+        hand = kept if metrics else keep
+        summary = measure(handle, workload, gpu_uuids=gpu_uuids, progress=progress, keep=hand)
+        return with_custom_metrics(summary, metrics, runs[0]) if runs else summary
+
     whole = asked.on(handle.device)
     shorter = quick_form(whole) if quick else whole
     if rounds > 1 and not shorter.open_loop:
         each = [replace(shorter, seed=shorter.seed + _ROUND_SEEDS * number) for number in range(rounds)]
-        summary = pooled(
-            [measure(handle, once, gpu_uuids=gpu_uuids, progress=progress, keep=keep) for once in each], kind="round"
-        )
+        summary = pooled([once(workload) for workload in each], kind="round")
     else:
-        summary = measure(handle, shorter, gpu_uuids=gpu_uuids, progress=progress, keep=keep)
+        summary = once(shorter)
     if rounds > 1 and shorter.open_loop:
         summary = split_into_rounds(summary, max(rounds, _LEAST_PARTS))
     if not quick:

@@ -10,6 +10,7 @@ import pytest
 from pytest_vllmperf.stash import EVIDENCE, SESSION
 
 if TYPE_CHECKING:
+    from pytest_vllmperf.domain.custom_metrics import Measured
     from pytest_vllmperf.domain.engine import EngineHandle
     from pytest_vllmperf.domain.evidence import Evidence as OptimisationEvidence
     from pytest_vllmperf.domain.quality import QualityTask
@@ -137,6 +138,25 @@ def vllm_beside(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> It
 
 
 @pytest.fixture
+def vllm_record(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> Callable[..., Summary]:
+    """``vllm_record(wake_time=0.8)`` takes what a test measured itself and returns it as a Summary for ``vllm_check``.
+
+    Metrics are those that ``pytest_vllmperf_metrics`` defines: one number each, or all samples of a distribution.
+    """
+    session = request.config.stash[SESSION]
+
+    def record(**values: Measured) -> Summary:
+        from pytest_vllmperf.domain.custom_metrics import recorded_summary
+
+        engine, model = vllm_engine.name, vllm_engine.model_name
+        summary = recorded_summary(session.metrics, engine=engine, model=model, values=values)
+        _skip_unselected(session, summary.workload)
+        return _taken(request.node, summary)
+
+    return _plain_errors(record)
+
+
+@pytest.fixture
 def vllm_evidence(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> tuple[OptimisationEvidence, ...]:
     """Which optimisations are active on the engine right now, each with its proof."""
     return request.config.stash[SESSION].prove(vllm_engine).evidence
@@ -254,15 +274,34 @@ def _taken(node: pytest.Item, summary: Summary) -> Summary:
 
 
 def _plain_errors(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Turn this package's own errors into failures without a traceback: their messages are complete."""
+    """Turn this package's own errors into failures without a traceback: their messages are complete.
 
-    def guarded(asked: object) -> Result:
+    In an async test the work is done in a thread, as an event loop runs in this one already. The loop waits: while
+    something is measured nothing else should happen here. ``await asyncio.to_thread(vllm_measure, …)`` lets it run on.
+    """
+
+    def guarded(*asked: object, **named: object) -> Result:
         __tracebackhide__ = True
         from pytest_vllmperf.errors import VllmPerfError
 
         try:
-            return function(asked)
+            if not _in_event_loop():
+                return function(*asked, **named)
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(1, thread_name_prefix="vllmperf") as thread:
+                return thread.submit(function, *asked, **named).result()
         except VllmPerfError as error:
             pytest.fail(str(error), pytrace=False)
 
     return guarded
+
+
+def _in_event_loop() -> bool:
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_vllmperf.domain.custom_metrics import CustomMetric
     from pytest_vllmperf.domain.engine import EngineConfig
     from pytest_vllmperf.domain.quality import QualityTask
     from pytest_vllmperf.domain.report import Report
@@ -34,6 +35,15 @@ def pytest_vllmperf_workloads(config: pytest.Config) -> Iterable[Workload]:
 @pytest.hookspec
 def pytest_vllmperf_quality_tasks(config: pytest.Config) -> Iterable[QualityTask]:
     """Return the quality tasks ``vllm_quality_task`` runs through."""
+    raise NotImplementedError
+
+
+@pytest.hookspec
+def pytest_vllmperf_metrics(config: pytest.Config) -> Iterable[CustomMetric]:
+    """Return metrics of your own. They get limits, history and a place in the report like every other.
+
+    One with ``compute`` is there in every load measurement; a test records the others with ``vllm_record``.
+    """
     raise NotImplementedError
 
 

@@ -36,6 +36,7 @@ def open_journal(run: Session) -> JournalWriter:
             "started_at": run.started_at.isoformat(timespec="seconds"),
             "environment": builtins_only(run.environment),
             "limits": builtins_only(run.thresholds),
+            "metrics": builtins_only([replace(own, compute=None) for own in run.metrics]),
             "quick": run.options.quick,
             "record_only": run.options.record_only,
         }

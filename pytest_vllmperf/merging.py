@@ -13,6 +13,7 @@ from pytest_vllmperf.conclusion import (
     other_failures,
     unrecorded_limits,
 )
+from pytest_vllmperf.domain.metrics import Better
 from pytest_vllmperf.errors import HistoryError
 from pytest_vllmperf.session import Evidence
 
@@ -109,12 +110,14 @@ def merge(journals: Sequence[Journal], *, partial: bool) -> Merged:
 def _source(journal: Journal) -> _Source:
     import msgspec
 
+    from pytest_vllmperf.domain.custom_metrics import CustomMetric, register
     from pytest_vllmperf.domain.environment import Environment
     from pytest_vllmperf.domain.thresholds import Thresholds
 
     evidence, launches = Evidence(), {}
     prints: dict[str, str] = {}
     try:
+        register([CustomMetric(**{**own, "better": Better(own["better"])}) for own in journal.start["metrics"]])
         for line in journal.tests:
             if "found" in line:
                 found = Evidence.from_builtins(line["found"])

@@ -11,6 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pytest_vllmperf.domain.custom_metrics import CustomMetric
     from pytest_vllmperf.domain.engine import EngineConfig
     from pytest_vllmperf.progress import Progress
     from pytest_vllmperf.session import Judging, Session
@@ -252,6 +253,7 @@ def session_of(config: pytest.Config) -> Session:
         engines=engines,
         workloads=workloads_by_name(config.hook.pytest_vllmperf_workloads(config=config)[::-1]),
         tasks=_quality_tasks(config),
+        metrics=_own_metrics(config),
         progress=_progress(config),
     )
     _ = session.selected_engines  # a wrong --vllmperf-engine is told now
@@ -284,6 +286,18 @@ def _answers(config: pytest.Config) -> Path | None:
     if not storage.startswith("file://"):
         return None
     return Path(config.invocation_params.dir, storage.removeprefix("file://"), FOLDER)
+
+
+def _own_metrics(config: pytest.Config) -> tuple[CustomMetric, ...]:
+    batches = config.hook.pytest_vllmperf_metrics(config=config)[::-1]
+    if not batches:
+        return ()
+    from pytest_vllmperf.domain.custom_metrics import CustomMetric, register
+    from pytest_vllmperf.session import named
+
+    found = tuple(named(batches, CustomMetric, hook="pytest_vllmperf_metrics").values())
+    register(found)
+    return found
 
 
 def _quality_tasks(config: pytest.Config) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from pytest_vllmperf.fixtures import (  # noqa: F401 - fixtures are found in the
     vllm_evidence,
     vllm_measure,
     vllm_quality_task,
+    vllm_record,
     vllm_sleep,
     vllm_start_up,
 )

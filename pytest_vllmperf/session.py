@@ -21,6 +21,7 @@ from pytest_vllmperf.errors import ConfigError, EngineConfigError, VllmPerfError
 
 if TYPE_CHECKING:
     from pytest_vllmperf.comparison import Compared
+    from pytest_vllmperf.domain.custom_metrics import CustomMetric
     from pytest_vllmperf.domain.engine import EngineHandle
     from pytest_vllmperf.domain.environment import Environment
     from pytest_vllmperf.domain.quality import QualityTask
@@ -38,7 +39,7 @@ __all__ = ["Evidence", "Judging", "Options", "Session", "builtins_only", "junit_
 _OTHER_PROMPTS = 1_000_003
 """Added to a workload's seed for each earlier run of a reused engine; rounds and warm-up stay far below it."""
 
-Named = TypeVar("Named", EngineConfig, Workload, "QualityTask")
+Named = TypeVar("Named", EngineConfig, Workload, "QualityTask", "CustomMetric")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +185,7 @@ class Session:
     workloads: Mapping[str, Workload]
     tasks: Mapping[str, QualityTask]
     progress: Callable[[str], None]
+    metrics: tuple[CustomMetric, ...] = ()
     evidence: Evidence = field(default_factory=Evidence)
     started_at: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.timezone.utc))
     measured: dict[tuple[str, str], Summary] = field(default_factory=dict)
@@ -254,7 +256,12 @@ class Session:
         """What limits may name: every workload and task, the built-in ones whether declared or not."""
         from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS
 
-        return (*self.workloads, *dict.fromkeys((*BUILT_IN_TASKS, *self.tasks)), "startup", "sleep")
+        return (*self.workloads, *dict.fromkeys((*BUILT_IN_TASKS, *self.tasks)), "startup", "sleep", *self._recorded)
+
+    @property
+    def _recorded(self) -> tuple[str, ...]:
+        """What stands in the workload's place where tests record metrics of their own."""
+        return tuple(dict.fromkeys(own.workload for own in self.metrics if own.compute is None))
 
     @cached_property
     def environment(self) -> Environment:
@@ -311,6 +318,7 @@ class Session:
                 data=self.options.data,
                 answers=self.options.answers,
                 rounds=self.rounds_of(asked) if rounds is None else rounds,
+                metrics=self.metrics,
                 progress=self.progress,
                 keep=self._request_table(handle.name, asked.name) if "csv" in self.options.report_formats else None,
             )
@@ -368,7 +376,7 @@ class Session:
             WorkloadError: One is no workload, no quality task and not ``startup``.
         """
         for name in self.options.workloads:
-            if name not in (*self.workloads, *self.tasks, "startup", "sleep"):
+            if name not in (*self.workloads, *self.tasks, "startup", "sleep", *self._recorded):
                 raise WorkloadError(
                     f"--vllmperf-workload={name}: no such workload; known: "
                     f"{', '.join((*self.workloads, *self.tasks, 'startup'))}"
