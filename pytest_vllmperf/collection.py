@@ -17,6 +17,7 @@ __all__ = [
     "NOT_ASKED",
     "again",
     "announcement",
+    "attribution_of",
     "check_before_launch",
     "comparison_of",
     "engine_of",
@@ -50,10 +51,13 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
         specs = list(session.comparison_names) if session is not None else []
         given = specs or [NOT_ASKED]  # a test without a comparison is left out, see split_comparisons
         metafunc.parametrize("vllm_comparison", given, ids=given, indirect=True, scope="session")
+    if "vllm_attribution" in metafunc.fixturenames:
+        given = (list(session.attribution_names) if session is not None else []) or [NOT_ASKED]
+        metafunc.parametrize("vllm_attribution", given, ids=given, indirect=True, scope="session")
 
 
 NOT_ASKED = "no-comparison"
-"""The parameter of comparing tests where ``--vllmperf-compare`` asks for none."""
+"""The parameter of comparing (and attributing) tests where the command line asks for none."""
 
 
 def comparison_of(item: pytest.Item) -> str | None:
@@ -63,9 +67,21 @@ def comparison_of(item: pytest.Item) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def attribution_of(item: pytest.Item) -> str | None:
+    """The attribution a test makes, :data:`NOT_ASKED` included; None for any other test."""
+    callspec = getattr(item, "callspec", None)
+    name = callspec.params.get("vllm_attribution") if callspec else None
+    return name if isinstance(name, str) else None
+
+
+def _experiment_of(item: pytest.Item) -> str | None:
+    """The comparison or attribution a test belongs to: either owns its launches."""
+    return comparison_of(item) or attribution_of(item)
+
+
 def engines_of(item: pytest.Item) -> tuple[str, ...]:
     """Every engine a test is about: one, the two of its comparison, or none."""
-    one, comparison = engine_of(item), comparison_of(item)
+    one, comparison = engine_of(item), _experiment_of(item)
     if comparison is not None and comparison != NOT_ASKED:
         baseline, _, candidate = comparison.partition(":")
         return baseline, candidate if candidate != baseline else again(candidate)
@@ -78,9 +94,9 @@ def again(engine: str) -> str:
 
 
 def split_comparisons(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """Tests to run, and comparing tests that no ``--vllmperf-compare`` asks for: those count for nothing."""
-    idle = [item for item in items if comparison_of(item) == NOT_ASKED]
-    return [item for item in items if comparison_of(item) != NOT_ASKED], idle
+    """Tests to run, and comparing or attributing tests that nobody asks for: those count for nothing."""
+    idle = [item for item in items if _experiment_of(item) == NOT_ASKED]
+    return [item for item in items if _experiment_of(item) != NOT_ASKED], idle
 
 
 def _engines_of(metafunc: pytest.Metafunc, session: Session) -> list[str]:
@@ -113,7 +129,7 @@ def order_by_engine(items: list[pytest.Item], session: Session) -> None:
     before = min(comparisons.values(), default=0)
 
     def turn(item: pytest.Item) -> int:
-        comparison = comparison_of(item)  # launches engines itself, so no other may be live by then
+        comparison = _experiment_of(item)  # launches engines itself, so no other may be live by then
         return comparisons.get(comparison, before) if comparison else place.get(engine_of(item) or "", before - 1)
 
     items.sort(key=turn)

@@ -10,6 +10,7 @@ import pytest
 from pytest_vllmperf.stash import EVIDENCE, SESSION
 
 if TYPE_CHECKING:
+    from pytest_vllmperf.domain.attribution import Attribution
     from pytest_vllmperf.domain.custom_metrics import Measured
     from pytest_vllmperf.domain.engine import EngineHandle
     from pytest_vllmperf.domain.evidence import Evidence as OptimisationEvidence
@@ -251,6 +252,31 @@ def vllm_compare(request: pytest.FixtureRequest, vllm_comparison: str) -> Callab
         check(asked)
 
     return _plain_errors(run)
+
+
+@pytest.fixture(scope="session")
+def vllm_attribution(request: pytest.FixtureRequest) -> str:
+    """Each attribution asked for by ``--vllmperf-attribute`` in turn, as ``BASE:CANDIDATE``."""
+    spec: str = request.param
+    return spec
+
+
+@pytest.fixture
+def vllm_attribute(request: pytest.FixtureRequest, vllm_attribution: str) -> Callable[..., Attribution]:
+    """``vllm_attribute("burst")`` finds out which setting does what to each metric, and returns the effects.
+
+    Takes workloads and quality tasks, by name; without any, those of ``--vllmperf-workload``, else ``burst``. The
+    launches are planned, timed and bounded by ``--vllmperf-budget``; the findings become a section of the report.
+    """
+    from pytest_vllmperf.attributing import attributed
+
+    session = request.config.stash[SESSION]
+
+    def find_out(*workloads: str, metrics: tuple[str, ...] = ()) -> Attribution:
+        asked = workloads or session.options.workloads or ("burst",)
+        return attributed(session, vllm_attribution, asked, metrics=metrics, evidence=_evidence(request.node))
+
+    return _plain_errors(find_out)
 
 
 def _skip_unselected(session: Session, workload: str) -> None:

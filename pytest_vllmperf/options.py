@@ -123,6 +123,20 @@ def _add_judging_options(parser: pytest.Parser) -> None:
         "that use vllm_compare (repeatable).",
     )
     group.addoption(
+        "--vllmperf-attribute",
+        action="append",
+        default=[],
+        metavar="BASE:CANDIDATE",
+        help="Find out which of the settings in which two engines of the matrix differ does what to each metric; runs "
+        "the tests that use vllm_attribute (repeatable). It judges nothing: exit code 0 without any limit.",
+    )
+    group.addoption(
+        "--vllmperf-budget",
+        metavar="DURATION",
+        help='Time an attribution may take, such as "45 min": it makes fewer launches to keep to it. '
+        "Default: as long as its plan needs.",
+    )
+    group.addoption(
         "--vllmperf-pairs",
         type=int,
         default=None,
@@ -179,15 +193,6 @@ def _judging(config: pytest.Config, engines: Mapping[str, EngineConfig]) -> Judg
     from pytest_vllmperf.errors import ConfigError
     from pytest_vllmperf.session import Judging
 
-    compare = []
-    for text in config.getoption("--vllmperf-compare"):
-        baseline, colon, candidate = text.partition(":")
-        if not (baseline and colon and candidate):
-            raise ConfigError(f"--vllmperf-compare={text}: give two engines as BASE:CANDIDATE")
-        for name in (baseline, candidate):
-            if name not in engines:
-                raise ConfigError(f"--vllmperf-compare={text}: no engine {name!r}; declared: {', '.join(engines)}")
-        compare.append((baseline, candidate))
     numbers = {name: config.getoption(f"--vllmperf-{name}") for name in ("pairs", "launches", "rounds")}
     for name, least in (("pairs", 2), ("launches", 1), ("rounds", 1)):
         if numbers[name] is not None and numbers[name] < least:
@@ -201,7 +206,9 @@ def _judging(config: pytest.Config, engines: Mapping[str, EngineConfig]) -> Judg
             f"what changes between launches, so {_CALIBRATING_LAUNCHES} are needed at least"
         )
     return Judging(
-        compare=tuple(dict.fromkeys(compare)),
+        compare=_pairs_of_engines(config, "--vllmperf-compare", engines),
+        attribute=_pairs_of_engines(config, "--vllmperf-attribute", engines),
+        budget_s=_budget_s(config),
         pairs=numbers["pairs"] or 10,
         confirm=config.getoption("--vllmperf-confirm"),
         launches=numbers["launches"] or (_CALIBRATING_LAUNCHES if calibrate else None),
@@ -213,6 +220,36 @@ def _judging(config: pytest.Config, engines: Mapping[str, EngineConfig]) -> Judg
 
 
 _CALIBRATING_LAUNCHES = 3
+
+
+def _pairs_of_engines(
+    config: pytest.Config, option: str, engines: Mapping[str, EngineConfig]
+) -> tuple[tuple[str, str], ...]:
+    from pytest_vllmperf.errors import ConfigError
+
+    pairs = []
+    for text in config.getoption(option):
+        baseline, colon, candidate = text.partition(":")
+        if not (baseline and colon and candidate):
+            raise ConfigError(f"{option}={text}: give two engines as BASE:CANDIDATE")
+        for name in (baseline, candidate):
+            if name not in engines:
+                raise ConfigError(f"{option}={text}: no engine {name!r}; declared: {', '.join(engines)}")
+        pairs.append((baseline, candidate))
+    return tuple(dict.fromkeys(pairs))
+
+
+def _budget_s(config: pytest.Config) -> float | None:
+    from pytest_vllmperf.domain.units import parse_quantity
+    from pytest_vllmperf.errors import ConfigError, UnitError
+
+    text = config.getoption("--vllmperf-budget")
+    if text is None:
+        return None
+    try:
+        return parse_quantity(text, unit="s")
+    except UnitError as error:
+        raise ConfigError(f"--vllmperf-budget={text}: {error}") from error
 
 
 def session_of(config: pytest.Config) -> Session:
@@ -241,7 +278,7 @@ def session_of(config: pytest.Config) -> Session:
             engines=wanted,
             workloads=tuple(config.getoption("--vllmperf-workload")),
             quick=config.getoption("--vllmperf-quick"),
-            record_only=config.getoption("--vllmperf-record-only"),
+            record_only=config.getoption("--vllmperf-record-only") or bool(config.getoption("--vllmperf-attribute")),
             require_gpu=_require_gpu(config, [engines[n].requires for n in wanted if n in engines]),
             share_cpu=config.getoption("--vllmperf-share-cpu"),
             judging=_judging(config, engines),

@@ -14,6 +14,8 @@ import pytest
 
 from pytest_vllmperf import collection, hookspecs
 from pytest_vllmperf.fixtures import (  # noqa: F401 - fixtures are found in the namespace of a plugin
+    vllm_attribute,
+    vllm_attribution,
     vllm_beside,
     vllm_check,
     vllm_compare,

@@ -70,6 +70,8 @@ class Judging:
 
     Args:
         compare: Pairs of engines to compare, baseline first.
+        attribute: Pairs of engines to take apart, base first.
+        budget_s: Time an experiment may take; None for no bound.
         pairs: Launches of each at most.
         confirm: Whether what fails, or looks suspicious against history, is repeated with fresh launches.
         launches: Launches of each engine for limits on levels; None leaves it to the thresholds file.
@@ -80,6 +82,8 @@ class Judging:
     """
 
     compare: tuple[tuple[str, str], ...] = ()
+    attribute: tuple[tuple[str, str], ...] = ()
+    budget_s: float | None = None
     pairs: int = 10
     confirm: bool = False
     launches: int | None = None
@@ -250,6 +254,11 @@ class Session:
     def comparison_names(self) -> tuple[str, ...]:
         """What ``--vllmperf-compare`` asks for, as ``BASE:CANDIDATE``."""
         return tuple(f"{baseline}:{candidate}" for baseline, candidate in self.options.judging.compare)
+
+    @cached_property
+    def attribution_names(self) -> tuple[str, ...]:
+        """What ``--vllmperf-attribute`` asks for, as ``BASE:CANDIDATE``."""
+        return tuple(f"{base}:{candidate}" for base, candidate in self.options.judging.attribute)
 
     @cached_property
     def known_workloads(self) -> tuple[str, ...]:
