@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RunFacts", "conclude", "print_report"]
 
-_RUNS_SHOWN = 20
-"""Earlier runs in the sparklines of the page; a stored run holds every raw sample, so reading all would take long."""
+_RUNS_SHOWN = 40
+"""Earlier runs in sparklines and trends of the page; a stored run holds every raw sample: reading all takes long."""
 
 
 class RunFacts(Protocol):

@@ -126,6 +126,11 @@ def _measure_once(
         memory=watch.memory,
         counters=(before, *watch.scrapes, after),
         device_memory_bytes=total_memory_bytes(gpus),
+        sampled={
+            "device_power": ("W", [(s.at_ns, s.power_w) for s in watch.devices]),
+            "device_clock": ("ratio", [(s.at_ns, s.sm_clock_ratio) for s in watch.devices]),
+            "device_temperature": ("°C", [(s.at_ns, s.temperature_c) for s in watch.devices]),
+        },
     )
     doubts = (life.verdict(),) if life.verdict() else ()
     summary = replace(

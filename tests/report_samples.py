@@ -22,7 +22,7 @@ from pytest_vllmperf.domain.section import (
     Section,
     Table,
 )
-from pytest_vllmperf.domain.summary import Summary, metric_values
+from pytest_vllmperf.domain.summary import MetricValue, Summary, metric_values
 from pytest_vllmperf.domain.thresholds import Limit, Outcome, Verdict
 from pytest_vllmperf.domain.timeline import RequestSpan, Series, Timeline
 
@@ -164,10 +164,27 @@ def quality(engine):
         completed=4,
         failures={},
         duration_s=3.0,
-        metrics=metric_values(distributions={}, scalars={"accuracy": 0.75, "error_rate": 0.0}),
+        metrics={
+            **metric_values(distributions={}, scalars={"error_rate": 0.0}),
+            "accuracy": MetricValue(name="accuracy", value=0.75, n=4, samples=(1.0, 1.0, 1.0, 0.0), missing=None),
+        },
         invalid=(),
         warnings=("4 questions leave a score uncertain",),
-        facts={"filters": {"strict-match": 0.75}, "rates": {"empty_rate": 0.25, "stop_string_rate": None}},
+        facts={
+            "filters": {"strict-match": 0.75},
+            "rates": {"empty_rate": 0.25, "stop_string_rate": None},
+            "examples": [
+                {
+                    "doc_id": 3,
+                    "right": False,
+                    "answer": "She sells 16 - 3 - 4 = 9 eggs.\nThe answer is 9.",
+                    "read_as": "9",
+                    "expected": "18",
+                    "finish_reason": "stop",
+                },
+                {"doc_id": 0, "right": True, "answer": "The answer is 4.", "read_as": "4", "expected": "4"},
+            ],
+        },
     )
 
 

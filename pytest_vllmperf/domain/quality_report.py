@@ -160,6 +160,29 @@ def _mean(name: str, samples: Sequence[float], missing: str, *, value: float | N
     )
 
 
+_SHOWN_OF_EACH = 3
+_SHOWN_CHARS = 600
+
+
+def _examples(task: QualityTask, answers: Sequence[Answer], scores: Sequence[Score]) -> list[dict[str, object]]:
+    """A few answers as the gated filter read them, wrong ones first: a score is believed when they were read."""
+    texts = {answer.doc_id: answer for answer in answers}
+    gated = [score for score in scores if score.filter == task.filter and score.doc_id in texts]
+    wrong = [score for score in gated if not score.value][:_SHOWN_OF_EACH]
+    right = [score for score in gated if score.value][:_SHOWN_OF_EACH]
+    return [
+        {
+            "doc_id": score.doc_id,
+            "right": bool(score.value),
+            "answer": (texts[score.doc_id].text or "")[-_SHOWN_CHARS:],
+            "read_as": str(score.extracted)[:_SHOWN_CHARS],
+            "expected": str(score.target)[:_SHOWN_CHARS],
+            "finish_reason": texts[score.doc_id].finish_reason,
+        }
+        for score in (*wrong, *right)
+    ]
+
+
 def _facts(
     asked: Asked,
     answers: Sequence[Answer],
@@ -186,6 +209,7 @@ def _facts(
         "other_metrics": _other_metrics(task, scores),
         "null_scores": dict(asked.null_scores),
         "rates": asdict(quality_rates(task, answers, scores)),
+        "examples": _examples(task, answers, scores),
         "thinking_chars_mean": _average([float(a.reasoning_chars) for a in answers if a.succeeded]),
         "answer_chars_mean": _average([float(len(a.text or "")) for a in answers if a.succeeded]),
         "input_tokens": sum(inputs) if inputs else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -77,11 +77,12 @@ def timeline(
     counters: Sequence[ServerCounters | None] = (),
     device_memory_bytes: int | None = None,
     steady_s: tuple[float, float] | None = None,
-    more: Mapping[str, Series] | None = None,
+    sampled: Mapping[str, tuple[str, Sequence[tuple[int, float | None]]]] | None = None,
 ) -> Timeline | None:
     """Condense a run; None when nothing was sent.
 
-    ``device_memory_bytes`` is what the engine's GPUs have in all, for the ceiling; ``more`` are further series by name.
+    ``device_memory_bytes`` is what the engine's GPUs have in all, for the ceiling; ``sampled`` gives
+    further samples by name: their unit, and pairs of monotonic nanoseconds and value.
     """
     if not run.records:
         return None
@@ -89,7 +90,7 @@ def timeline(
     duration = max(max(r.ended_ns for r in run.records) - origin, 1) * _NS
     width = next((w for w in _BIN_WIDTHS_S if duration <= w * _MOST_BINS), duration / _MOST_BINS)
     edges = np.arange(int(np.ceil(duration / width)) + 1) * width
-    sampled = {
+    known = {
         "host_memory": _memory([(s.at_ns, s.host_bytes) for s in memory], origin, width, None),
         "device_memory": _memory([(s.at_ns, s.device_bytes) for s in memory], origin, width, device_memory_bytes),
         "queue": _counted([(c.at_ns, c.requests_waiting) for c in counters if c is not None], origin, width),
@@ -100,8 +101,12 @@ def timeline(
         series={
             "output_throughput": _throughput(run.records, origin, edges),
             "concurrency": _concurrency(run.records, origin, edges),
-            **{name: series for name, series in sampled.items() if series is not None},
-            **(more or {}),
+            **{name: series for name, series in known.items() if series is not None},
+            **{
+                name: replace(series, unit=unit)
+                for name, (unit, pairs) in (sampled or {}).items()
+                if (series := _samples(pairs, origin, width)) is not None
+            },
         },
         slowest=_slowest(run.records, origin),
         steady_s=steady_s,

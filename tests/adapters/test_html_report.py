@@ -167,7 +167,7 @@ def test_long_facts_are_cut_and_nested_ones_are_named_whole(page):
 
 
 def test_quality_shows_score_filters_and_rates(page):
-    assert "gsm8k 75 % 1 of 4 strict-match 75 % empty 25 % stopped by a stop string –" in page().words
+    assert "gsm8k 75 % [19.4 … 99.4 %] 4 of 4 strict-match 75 % empty 25 % stopped by a stop string –" in page().words
 
 
 def test_each_row_of_the_table_leads_to_its_measurement(page):

@@ -133,8 +133,95 @@ def test_a_metric_leads_to_its_measurement(page):
     tab = page()
     tab.click("table.results tbody tr td.m a")
     target = tab.evaluate("location.hash")
-    assert tab.evaluate(f"document.querySelector('{target} h3').textContent") == "baseline × burst"
+    assert target == "#m1-ttft", "the curve of its distribution"
+    assert tab.evaluate(f"document.querySelector('{target}').closest('article').querySelector('h3').textContent") == (
+        "baseline × burst"
+    )
     assert tab.evaluate(f"document.querySelector('{target}').getBoundingClientRect().top") < 900
+
+
+def test_every_cell_of_a_row_leads_to_its_evidence(page):
+    tab = page()
+    tab.click("table.results tbody tr:nth-child(2) td.v")
+    assert tab.evaluate("location.hash") == "#m1-ttft"
+    tab.click("table.results tbody tr:nth-child(3) td.o")
+    assert tab.evaluate("location.hash") == "#m1"
+    tab.evaluate("new Promise(resolve => setTimeout(resolve))")  # until the page has scrolled there
+    tab.click("table.results tbody td.e a")
+    assert tab.evaluate("location.hash") == "#e1"
+
+
+def test_what_happened_over_time_is_drawn_with_its_steady_window_and_ceiling(page):
+    tab = page(history=[sample.past_run(sample.troubled(), day=day) for day in range(1, 8)])
+    figures = tab.evaluate(
+        """Array.from(document.querySelectorAll('#m1 svg.plot')).map(svg => {
+            svg.scrollIntoView();
+            const whole = svg.getBoundingClientRect();
+            const curve = svg.querySelector('.curve, .phase.p2').getBoundingClientRect();
+            return [svg.querySelector('.name').textContent, whole.width, curve.width / whole.width,
+                    svg.querySelectorAll('.band').length, svg.querySelectorAll('path.limit').length];
+        })"""
+    )
+    named = {name: rest for name, *rest in figures}
+    assert list(named) == [
+        "output tokens per second",
+        "requests in flight",
+        "KV cache in use",
+        "device memory",
+        "host memory",
+        "the 20 slowest requests over time",
+    ]
+    assert all(width > 250 and share > 0.6 for width, share, _, _ in named.values())
+    assert named["output tokens per second"][2] == 1
+    assert named["device memory"][3] == 1
+    for place in (
+        "#s-gate table.forest svg",
+        "#s-gate svg .front",
+        "#s-pareto svg circle.front",
+        "#s-trend svg .curve",
+    ):
+        assert tab.evaluate(f"document.querySelectorAll('{place}').length") > 0, place
+    assert tab.complaints() == []
+
+
+def test_evidence_of_a_large_run_is_shown_when_it_is_looked_at(page):
+    report = sample.large(engines=10, workloads=5, requests=30)
+    tab = page(report)
+    held = "document.querySelectorAll('article.measurement > noscript').length"
+    before = tab.evaluate(held)
+    assert before > 40
+    assert tab.evaluate("document.querySelectorAll('#m50 svg').length") == 0
+    tab.evaluate("location.hash = '#m50-ttft'")
+    tab.evaluate("new Promise(resolve => setTimeout(resolve, 50))")
+    assert tab.evaluate("document.querySelectorAll('#m50 svg').length") >= 8
+    top = tab.evaluate("document.querySelector('#m50-ttft').getBoundingClientRect().top")
+    assert 0 <= top < 900
+    assert tab.evaluate(held) < before
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert tab.evaluate(held) == 0
+    assert tab.complaints() == []
+
+
+def test_hostile_evidence_that_is_shown_late_does_not_run(page):
+    report = sample.with_text(sample.large(engines=9, workloads=5, requests=5), lambda text: PAYLOADS + text)
+    tab = page(report)
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    tab.evaluate("document.querySelectorAll('*').forEach(e => e.dispatchEvent(new MouseEvent('mouseover')))")
+    assert tab.evaluate("window.hit") is None
+    assert tab.evaluate("document.querySelectorAll('iframe, img, object, embed').length") == 0
+    assert tab.evaluate("document.querySelectorAll('script').length") == 1
+    assert tab.complaints() == []
+
+
+@pytest.mark.parametrize("runs", [0, 1, 500])
+def test_any_length_of_history_draws(page, runs):
+    report = sample.troubled()
+    tab = page(
+        report, history=[sample.past_run(report, day=1 + day % 28, factor=1 + day % 7 / 50) for day in range(runs)]
+    )
+    assert tab.evaluate("document.querySelectorAll('#s-trend svg').length") == (6 if runs >= 5 else 0)
+    assert tab.evaluate("document.querySelectorAll('table.results svg.spark').length > 0") == (runs > 0)
+    assert tab.complaints() == []
 
 
 def test_printing_opens_what_is_folded_and_closes_it_again(page):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_vllmperf.adapters.html_report.over_time import Phase, Waterfall, phases, time_figures, waterfall
 from pytest_vllmperf.adapters.html_report.plots import Plot, ecdf_plot
+from pytest_vllmperf.adapters.html_report.table import PLOTTED
 from pytest_vllmperf.domain.metrics import STATISTICS, metric
 from pytest_vllmperf.domain.units import MISSING, format_quantity
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Failure", "Measurement", "measurements"]
 
-_PLOTTED = ("ttft", "tpot", "e2el")
 _MARKED = ("mean", "p50", "p90", "p99")
 _LONGEST_FACT = 400
 
@@ -93,7 +93,7 @@ def _measurement(
         duration=format_quantity(summary.duration_s, unit="s"),
         kind="invalid" if summary.invalid else worst,
         lines=tuple(lines),
-        plots=tuple(plot for name in _PLOTTED if (plot := _plot(name, summary, limits)) is not None),
+        plots=tuple(plot for name in PLOTTED if (plot := _plot(name, target, summary, limits)) is not None),
         over_time=time_figures(summary.timeline, host_memory_bytes=host_memory_bytes) if summary.timeline else (),
         waterfall=waterfall(summary.timeline) if summary.timeline else None,
         phases=tuple(phases(summary)),
@@ -102,7 +102,7 @@ def _measurement(
         distributions=tuple(_distribution(v, summary) for v in values if metric(v.name).distribution and v.n),
         scalars=tuple((v.name, _shown(v)) for v in scalars if v.value is not None),
         missing=tuple(_missing(summary)),
-        facts=tuple(_facts(summary.facts)),
+        facts=tuple(_facts({name: fact for name, fact in summary.facts.items() if name != "examples"})),
     )
 
 
@@ -110,7 +110,9 @@ def _shown(value: MetricValue | None) -> str:
     return MISSING if value is None else format_quantity(value.value, unit=metric(value.name).unit)
 
 
-def _plot(name: str, summary: Summary, limits: Mapping[tuple[str, str, str], tuple[Limit, Verdict]]) -> Plot | None:
+def _plot(
+    name: str, target: str, summary: Summary, limits: Mapping[tuple[str, str, str], tuple[Limit, Verdict]]
+) -> Plot | None:
     """The ECDF of one distribution with its percentiles and limits; None without samples."""
     whole = summary.metrics.get(name)
     if whole is None or not whole.samples:
@@ -122,6 +124,7 @@ def _plot(name: str, summary: Summary, limits: Mapping[tuple[str, str, str], tup
         unit=entry.unit,
         statistics=tuple(_statistics(name, summary)),
         limits=tuple(_limits(name, summary, limits)),
+        id=f"{target}-{name}",
     )
 
 

@@ -25,7 +25,7 @@ _TITLES = {
     "device_memory": "device memory",
     "host_memory": "host memory",
     "device_power": "device power",
-    "device_clock": "device clock",
+    "device_clock": "device clock, of its highest",
     "device_temperature": "device temperature",
 }
 """Shown in this order, others after them under their own name."""

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from pytest_vllmperf.adapters.html_report.comparison import Comparison, comparisons
 from pytest_vllmperf.adapters.html_report.contributed import DrawnSection, drawn_section
 from pytest_vllmperf.adapters.html_report.measurement import Measurement, measurements
+from pytest_vllmperf.adapters.html_report.nightly import Changes, changes, trend_section
 from pytest_vllmperf.adapters.html_report.pareto import pareto_section
 from pytest_vllmperf.adapters.html_report.table import Line, css_class, lines, tally, wrong
 from pytest_vllmperf.adapters.html_report.trends import PastRun, Trends
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.evidence import Evidence
     from pytest_vllmperf.domain.report import EngineReport, Report
     from pytest_vllmperf.domain.section import Section
-    from pytest_vllmperf.domain.summary import Summary
+    from pytest_vllmperf.domain.summary import MetricValue, Summary
 
 __all__ = ["EngineCard", "Page", "QualityRow", "arrange"]
 
@@ -54,6 +55,18 @@ class EngineCard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One answer as the gated filter read it."""
+
+    question: str
+    right: bool
+    answer: str
+    read_as: str
+    expected: str
+    ended: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QualityRow:
     """One quality task on one engine: the score, other filters' scores, and how far the answers can be believed."""
 
@@ -65,6 +78,7 @@ class QualityRow:
     invalid: bool
     filters: tuple[tuple[str, str], ...]
     rates: tuple[tuple[str, str], ...]
+    examples: tuple[Example, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +96,13 @@ class Page:
     past_runs: int
     comparisons: tuple[Comparison, ...]
     sections: tuple[DrawnSection, ...]
+    changes: Changes | None
+    targets: Mapping[tuple[str, str], str]
     later: bool
     measurements: tuple[Measurement, ...]
     quality: tuple[QualityRow, ...]
     engines: tuple[EngineCard, ...]
+    engine_ids: Mapping[str, str]
     environment: tuple[tuple[str, str], ...]
     glossary: tuple[tuple[str, str, str, str], ...]
 
@@ -93,7 +110,8 @@ class Page:
 def arrange(report: Report, *, folder: Path, history: Sequence[PastRun]) -> Page:
     """Arrange ``report`` for a page in ``folder``; ``history`` is oldest first and without this run."""
     targets = {(s.engine, s.workload): f"m{i}" for i, s in enumerate(report.summaries, 1)}
-    table = lines(report, targets, Trends(report, history))
+    trends = Trends(report, history)
+    table = lines(report, targets, trends)
     by_subject: dict[tuple[str, str], list[Line]] = defaultdict(list)
     for line in table:
         by_subject[line.row.engine, line.row.workload].append(line)
@@ -110,21 +128,26 @@ def arrange(report: Report, *, folder: Path, history: Sequence[PastRun]) -> Page
         lines=table,
         past_runs=len(history) if any(line.trend for line in table) else 0,
         comparisons=comparisons(report, targets),
-        sections=tuple(drawn_section(section, targets) for section in _sections(report)),
+        sections=tuple(drawn_section(section, targets) for section in _sections(report, trends)),
+        changes=changes(report, history, trends),
+        targets=targets,
         later=len(report.summaries) > _AT_ONCE,
         measurements=measurements(report, targets, by_subject),
         quality=tuple(_quality(s, targets[s.engine, s.workload]) for s in report.summaries if s.kind == "quality"),
         engines=cards,
+        engine_ids={card.engine.name: card.id for card in cards},
         environment=tuple(_environment(report)),
         glossary=_glossary(report),
     )
 
 
-def _sections(report: Report) -> Iterator[Section]:
-    """What others contributed, then what the page adds by itself."""
+def _sections(report: Report, trends: Trends) -> Iterator[Section]:
+    """What others contributed, then what the page adds by itself where nobody else did."""
     yield from report.sections
-    if (pareto := pareto_section(report)) is not None and pareto.id not in {s.id for s in report.sections}:
-        yield pareto
+    there = {section.id for section in report.sections}
+    for section in (pareto_section(report), trend_section(report, trends)):
+        if section is not None and section.id not in there:
+            yield section
 
 
 def _card(engine: EngineReport, place: int, folder: Path) -> EngineCard:
@@ -218,12 +241,41 @@ def _quality(summary: Summary, target: str) -> QualityRow:
         engine=summary.engine,
         task=summary.workload,
         target=target,
-        score=_percent(accuracy.value if accuracy else None),
+        score=_score(accuracy),
         questions=f"{accuracy.n if accuracy else 0} of {summary.requests}",
         invalid=bool(summary.invalid),
         filters=tuple((name, _percent(score)) for name, score in _numbers(summary.facts.get("filters"))),
         rates=tuple((_RATES.get(name, name), _percent(rate)) for name, rate in _numbers(summary.facts.get("rates"))),
+        examples=tuple(_examples(summary.facts.get("examples"))),
     )
+
+
+def _examples(fact: object) -> Iterator[Example]:
+    """The answers kept with a task; a fact of another shape has none."""
+    for item in fact if isinstance(fact, (list, tuple)) else ():
+        if isinstance(item, Mapping):
+            yield Example(
+                question=f"question {item.get('doc_id', '?')}",
+                right=bool(item.get("right")),
+                answer=str(item.get("answer") or "(empty)"),
+                read_as=str(item.get("read_as") or "(nothing found)"),
+                expected=str(item.get("expected") or ""),
+                ended=str(item.get("finish_reason") or ""),
+            )
+
+
+def _score(accuracy: MetricValue | None) -> str:
+    """The score with its exact 95 % interval, where every question is right or wrong."""
+    if accuracy is None or accuracy.value is None:
+        return _percent(None)
+    samples = accuracy.samples
+    if len(samples) < 2 or not set(samples) <= {0.0, 1.0}:
+        return _percent(accuracy.value)
+    from scipy.stats import binomtest
+
+    bounds = binomtest(round(sum(samples)), len(samples)).proportion_ci(0.95)
+    low = _percent(float(bounds.low)).removesuffix(" %")
+    return f"{_percent(accuracy.value)} [{low} … {_percent(float(bounds.high))}]"
 
 
 def _numbers(fact: object) -> Iterator[tuple[str, float | None]]:

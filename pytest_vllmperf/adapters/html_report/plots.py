@@ -64,6 +64,7 @@ class Plot:
     limits: tuple[Mark, ...]
     log: bool
     spoken: str
+    id: str = ""
 
 
 def ecdf_plot(
@@ -73,6 +74,7 @@ def ecdf_plot(
     unit: str,
     statistics: Sequence[tuple[str, float]] = (),
     limits: Sequence[tuple[str, float, str]] = (),
+    id: str = "",  # noqa: A002 - what HTML calls it
 ) -> Plot:
     """The empirical distribution of one or several measurements, as far as their samples are finite.
 
@@ -82,6 +84,7 @@ def ecdf_plot(
         unit: Base unit of the samples.
         statistics: Name and value of each of ``STATISTICS`` to mark.
         limits: Text, value and verdict of each limit to draw.
+        id: What links point at.
     """
     finite = [(series, name, np.sort(_finite(values))) for series, (name, values) in enumerate(samples)]
     drawn = [(series, name, values) for series, name, values in finite if values.size]
@@ -96,6 +99,7 @@ def ecdf_plot(
         marks=tuple(marks),
         limits=tuple(_limit(text, value, verdict, axis) for text, value, verdict in limits),
         log=axis.log,
+        id=id,
         spoken=f"Distribution of {title}; " + ", ".join([*said, *(f"limit {text}" for text, _, _ in limits)]),
     )
 

@@ -93,12 +93,17 @@ class Trends:
             and info.get("model") == model
         )
 
-    def of(self, engine: str, workload: str, name: str, *, now: float | None) -> Trend | None:
-        """The trend that ends with ``now``; None without an earlier value, or without one now."""
+    def values(self, engine: str, workload: str, name: str) -> list[tuple[str, float]]:
+        """Date and value of every earlier run that has one, oldest first."""
         entry = metric(name)
         past = self._past.get((engine, workload, entry.family or name), [])
         reduced = ((when, reduce_samples(samples, entry.statistic or "mean")) for when, samples in past)
-        known = [(when, value) for when, value in reduced if value is not None]
+        return [(when, value) for when, value in reduced if value is not None]
+
+    def of(self, engine: str, workload: str, name: str, *, now: float | None) -> Trend | None:
+        """The trend that ends with ``now``; None without an earlier value, or without one now."""
+        entry = metric(name)
+        known = self.values(engine, workload, name)
         if now is None or not known:
             return None
         values = [value for _, value in known]

@@ -14,7 +14,7 @@
   const model = () => (rows ??= Array.from(body.rows, (row, place) => {
     const cells = Array.from(row.cells, (cell) => cell.textContent);
     const words = cells.join(" ").toLowerCase();
-    return { row, place, words, engine: cells[0], workload: cells[1], verdict: cells[verdictColumn] };
+    return { row, place, words, engine: cells[0], workload: cells[1], verdict: cells[verdictColumn].split(" (")[0] };
   }));
   const outcome = (entry) => (verdicts.includes(entry.verdict) ? entry.verdict : "shown");
 
