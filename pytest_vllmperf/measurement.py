@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_vllmperf.domain.engine import EngineHandle
-from pytest_vllmperf.domain.prompts import Conversations, FillContext, RandomPrompts, SharedPrefix
+from pytest_vllmperf.domain.prompts import FillContext
 from pytest_vllmperf.domain.records import LoadRun, ServerCounters
 from pytest_vllmperf.domain.summary import Summary, summarize
 from pytest_vllmperf.domain.timeline import timeline
@@ -26,14 +26,14 @@ __all__ = [
     "sleep_summary",
     "start_up_summary",
     "token_range",
-    "warm_up_of",
 ]
 
 Progress = Callable[[str], None]
 
 _COOLING_S = 120.0
 _COOLING_POLL_S = 1.0
-_WARM_UP_TOKENS = 64
+_CERTAINLY_EASY = 8_000
+"""Token events a second that one load process reads with a fraction of a slow core."""
 _FIRST_WORD_TOKEN = 259
 """In byte-level vocabularies the first ids are specials and single bytes; text of those may be invisible."""
 _ENOUGH_WORDS = 64
@@ -81,12 +81,13 @@ def _measure_once(
     from pytest_vllmperf.adapters.control_client import ControlClient
     from pytest_vllmperf.adapters.gpu import total_memory_bytes
     from pytest_vllmperf.load.driver import run_load
+    from pytest_vllmperf.warm_up import warm_up, warm_up_of
     from pytest_vllmperf.watch import Life, Watch
 
     asked = resolved(workload, engine)
     words = token_range(engine.config.model)
 
-    def drive(what: Workload, part: str) -> LoadRun:
+    def drive(what: Workload, part: str, *, workers: int = 1) -> LoadRun:
         return run_load(
             what,
             base_url=engine.base_url,
@@ -94,18 +95,19 @@ def _measure_once(
             api_key=engine.api_key,
             token_range=words,
             seed=prompt_seed(asked, part),
+            workers=workers,
             called_off=life.verdict,
         )
 
     with Life(engine) as life, ControlClient(engine.base_url, engine.api_key) as control:
-        warm_up = warm_up_of(asked)
-        tell(f"{engine.name}: {asked.name}: warm-up, {warm_up.describe()}")
-        drive(warm_up, "warm-up")
+        tell(f"{engine.name}: {asked.name}: warm-up, {warm_up_of(asked).describe()}")
+        opening = warm_up(asked, drive)
+        workers, capacity = _workers(asked, opening.events_per_s)
         tell(f"{engine.name}: {asked.name}: {asked.describe()}")
         before = control.counters()
         counters = _shown(control.counters, before, asked, tell=tell, what=f"{engine.name}: {asked.name}")
         with Watch(pid=engine.pid, gpu_uuids=gpus, counters=counters) as watch:
-            run = drive(asked, "measured")
+            run = drive(asked, "measured", workers=workers)
         after = control.counters()
     summary = summarize(
         run,
@@ -132,11 +134,11 @@ def _measure_once(
             "device_temperature": ("°C", [(s.at_ns, s.temperature_c) for s in watch.devices]),
         },
     )
-    doubts = (life.verdict(),) if life.verdict() else ()
     summary = replace(
         summary,
-        invalid=(*summary.invalid, *(doubt for doubt in doubts if doubt)),
-        warnings=(*summary.warnings, *watch.failures),
+        invalid=(*summary.invalid, *_said(life.verdict())),
+        warnings=(*summary.warnings, *_said(opening.doubt), *watch.failures),
+        facts={**summary.facts, "warm_up_rounds": opening.rounds, "client_events_per_s": capacity},
         timeline=over_time,
     )
     return _with_devices(summary, watch, gpus=gpus, baseline_bytes=engine.device_baseline_bytes)
@@ -156,6 +158,26 @@ def _shown(
         return seen[-1]
 
     return scrape
+
+
+def _said(doubt: str | None) -> tuple[str, ...]:
+    return () if doubt is None else (doubt,)
+
+
+def _workers(workload: Workload, warm_up_events_per_s: float) -> tuple[int, int | None]:
+    """How many load processes ``workload`` gets, and events per second one can read, where that was found out.
+
+    A client that is sure to have time to spare is not calibrated.
+    """
+    if isinstance(workload.workers, int):
+        return workload.workers, None
+    expected = max(warm_up_events_per_s, (workload.request_rate or 0.0) * workload.output_tokens)
+    if expected < _CERTAINLY_EASY:
+        return 1, None
+    from pytest_vllmperf.load.calibration import calibrate, workers_for
+
+    calibration = calibrate()
+    return workers_for(expected, calibration), round(calibration.events_per_s)
 
 
 def _with_devices(
@@ -221,32 +243,6 @@ def resolved(workload: Workload, engine: EngineHandle) -> Workload:
     if context is None and isinstance(flag, int) and flag > 0:
         context = flag
     return asked.in_context(context or context_size(engine.config.model))
-
-
-def warm_up_of(workload: Workload) -> Workload:
-    """The unmeasured opening of ``workload``: its prompts' length, one request for each slot, all at once.
-
-    Every shared prefix is among the prompts, so that the measured requests find it in the cache. Answers are cut
-    at 64 tokens: that reaches every batch size the workload will, at a fraction of its time.
-    """
-    slots = workload.max_concurrency or 2
-    source, input_tokens, count = workload.prompts, workload.input_tokens, min(workload.requests, slots)
-    if isinstance(source, SharedPrefix):
-        source, count = replace(source, share=1.0), max(count, source.groups)
-    elif isinstance(source, Conversations):  # the last turn's length, and as many at once as there are conversations
-        input_tokens = source.prompt_tokens(
-            source.turns - 1, input_tokens=input_tokens, output_tokens=workload.output_tokens
-        )
-        source = RandomPrompts()
-    return replace(
-        workload,
-        prompts=source,
-        input_tokens=input_tokens,
-        requests=count,
-        request_rate=None,
-        max_concurrency=slots,
-        output_tokens=min(workload.output_tokens, _WARM_UP_TOKENS),
-    )
 
 
 _QUICK_SHARE = 5

@@ -7,8 +7,9 @@ import pytest
 
 from pytest_vllmperf import BUILT_IN_WORKLOADS, Conversations, EngineConfig, FillContext, SharedPrefix, Workload
 from pytest_vllmperf.adapters.environment import gather_environment
-from pytest_vllmperf.measurement import measure, prompt_seed, resolved, start_up_summary, token_range, warm_up_of
+from pytest_vllmperf.measurement import measure, prompt_seed, resolved, start_up_summary, token_range
 from pytest_vllmperf.pool import EnginePool
+from pytest_vllmperf.warm_up import warm_up_of
 
 TINY = Workload(name="tiny", input_tokens=16, output_tokens=8, requests=6, max_concurrency=3)
 

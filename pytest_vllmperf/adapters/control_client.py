@@ -32,6 +32,13 @@ _COUNTERS = {
 _TTFT_SUM = ("vllm:time_to_first_token_seconds_sum",)
 _CACHE_CONFIG = "vllm:cache_config_info"
 _KV_CACHE_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+_LATENCIES = {
+    "ttft": ("vllm:time_to_first_token_seconds",),
+    "itl": ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
+    "queue": ("vllm:request_queue_time_seconds",),
+    "prefill": ("vllm:request_prefill_time_seconds",),
+    "decode": ("vllm:request_decode_time_seconds",),
+}
 """Names differ between versions of vLLM; the first that is there counts."""
 _EXCERPT = 500
 _READINESS_REQUEST = {
@@ -286,7 +293,9 @@ def parse_counters(text: str, *, at_ns: int) -> ServerCounters:
     """Read vLLM's counters from Prometheus text: counters are summed over engines, cache use is the highest."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    names = (*(name for choices in _COUNTERS.values() for name in choices), *_KV_CACHE_USAGE, *_TTFT_SUM, _CACHE_CONFIG)
+    totals = (f"{name}_{end}" for choices in _LATENCIES.values() for name in choices for end in ("sum", "count"))
+    counted = (name for choices in _COUNTERS.values() for name in choices)
+    names = (*counted, *totals, *_KV_CACHE_USAGE, *_TTFT_SUM, _CACHE_CONFIG)
     # The full page has a thousand lines, and this runs beside the load: parse only what is asked for.
     wanted = "\n".join(line for line in text.splitlines() if line.startswith(names))
     values: dict[str, list[float]] = {}
@@ -308,7 +317,17 @@ def parse_counters(text: str, *, at_ns: int) -> ServerCounters:
         kv_cache_usage=None if usage is None else max(usage),
         cache_block_tokens=block,
         ttft_sum_s=None if ttft is None else sum(ttft),
+        latencies=dict(_latencies(values)),
     )
+
+
+def _latencies(values: dict[str, list[float]]) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Seconds and observations of each histogram that is there, over all engines."""
+    for field, choices in _LATENCIES.items():
+        total_s = _first(values, tuple(f"{name}_sum" for name in choices))
+        count = _first(values, tuple(f"{name}_count" for name in choices))
+        if total_s is not None and count is not None:
+            yield field, (sum(total_s), sum(count))
 
 
 def _first(values: dict[str, list[float]], names: tuple[str, ...]) -> list[float] | None:

@@ -119,6 +119,22 @@ METRICS: dict[str, Metric] = {
         _distribution("ttft", "s", _LOW, 0.15, "first token event - request written (open loop: - intended send)"),
         _distribution("service_ttft", "s", _LOW, 0.15, "first token event - request written"),
         _distribution("ttfb", "s", _LOW, 0.15, "first byte of the body - request written"),
+        _distribution(
+            "answer_ttft",
+            "s",
+            _LOW,
+            0.15,
+            "first event of the answer, after any reasoning - request written (open loop: - intended send)",
+        ),
+        _distribution("steady_ttft", "s", _LOW, 0.15, "ttft of the requests sent in the steady window"),
+        _distribution("steady_tpot", "s", _LOW, 0.05, "tpot of the requests sent in the steady window"),
+        _distribution(
+            "itl_per_token",
+            "s",
+            _LOW,
+            0.05,
+            "each gap between token events / tokens that ended it, once for each token",
+        ),
         _distribution("itl", "s", _LOW, 0.05, "gaps between token-carrying events of one request"),
         _distribution(
             "tpot", "s", _LOW, 0.05, "(last - first token event) / (output tokens - tokens in the first event)"
@@ -129,6 +145,9 @@ METRICS: dict[str, Metric] = {
         _scalar("output_throughput", "tok/s", _HIGH, 0.05, "output tokens / (last token event - first dispatch)"),
         _scalar(
             "total_throughput", "tok/s", _HIGH, 0.05, "(input + output tokens) / (last token event - first dispatch)"
+        ),
+        _scalar(
+            "steady_output_throughput", "tok/s", _HIGH, 0.05, "output tokens arriving in the steady window / its length"
         ),
         _scalar("request_throughput", "req/s", _HIGH, 0.05, "completed requests / (last token event - first dispatch)"),
         _scalar("peak_output_throughput", "tok/s", _HIGH, 0.05, "output tokens of the best 1 s window / 1 s"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 __all__ = [
     "ClientHealth",
@@ -139,6 +140,7 @@ class ClientHealth:
             None where the system does not tell.
         dispatch_lag_p99_ns: Delay between the moment a request could be sent and its dispatch.
         loop: Name of the event loop used.
+        loop_lag_samples: How many samples of the event loop's lag there are.
         loop_lag_mean_ns, loop_lag_p50_ns, loop_lag_p99_ns: How late the event loop attended to something that was
             ready, sampled a hundred times a second: what a stamp may be late by. None where it was not sampled.
         dispatch_lag_mean_ns: As ``dispatch_lag_p99_ns``, the mean.
@@ -152,6 +154,7 @@ class ClientHealth:
     run_queue_wait_ns: int | None
     dispatch_lag_p99_ns: int
     loop: str
+    loop_lag_samples: int = 0
     loop_lag_mean_ns: int | None = None
     loop_lag_p50_ns: int | None = None
     loop_lag_p99_ns: int | None = None
@@ -205,6 +208,8 @@ class ServerCounters:
     ``prefix_cache_queries`` and ``prefix_cache_hits`` count prompt tokens looked up in the prefix cache and found
     there; ``cache_block_tokens`` is the size of one of its blocks. ``requests_finished`` counts those that ended well,
     ``requests_waiting`` is its queue now; ``ttft_sum_s`` over ``ttft_count`` requests is its own view of TTFT.
+    ``latencies`` holds seconds and observations so far of the server's own histograms, by ``ttft``, ``itl``, ``queue``,
+    ``prefill`` and ``decode``.
     """
 
     at_ns: int
@@ -219,3 +224,4 @@ class ServerCounters:
     requests_waiting: int | None = None
     ttft_sum_s: float | None = None
     ttft_count: int | None = None
+    latencies: Mapping[str, tuple[float, float]] = field(default_factory=dict)

@@ -5,22 +5,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from pytest_vllmperf.domain.metrics import METRICS, STATISTICS
+from pytest_vllmperf.domain import rates
+from pytest_vllmperf.domain.latencies import distributions
+from pytest_vllmperf.domain.latency_split import LatencySplit, latency_split
+from pytest_vllmperf.domain.metrics import STATISTICS
 from pytest_vllmperf.domain.prefix_cache import PrefixCacheUse
-from pytest_vllmperf.domain.records import (
-    LoadRun,
-    MemorySample,
-    RequestRecord,
-    ServerCounters,
-    time_per_output_token_s,
-)
-from pytest_vllmperf.domain.stats import peak_window_rate, reduce_samples
+from pytest_vllmperf.domain.records import LoadRun, MemorySample, RequestRecord, ServerCounters
+from pytest_vllmperf.domain.self_check import Distortion, distortion
+from pytest_vllmperf.domain.stats import reduce_samples
+from pytest_vllmperf.domain.steady import SteadyWindow, steady_window
 from pytest_vllmperf.domain.timeline import Timeline
-from pytest_vllmperf.domain.workload import ServiceLevel, Workload
+from pytest_vllmperf.domain.workload import Workload
 
 __all__ = ["MetricValue", "Replicates", "Summary", "metric_values", "summarize"]
 
@@ -154,14 +152,19 @@ def summarize(
     """
     done = [r for r in run.records if r.succeeded]
     failures = Counter(str(r.outcome) for r in run.records if not r.succeeded)
-    window_s = _window_s(run, done)
-    gauges, missing = _gauges(memory, before, during, after, device_memory_missing)
+    window_s = rates.window_s(run, done)
     cache = _prefix_cache_use(run, workload, before, after)
-    goodput, why_no_goodput = _goodput(done, workload.service_level, window_s, open_loop=workload.open_loop)
-    peak, why_no_peak = _peak(done)
-    throughput, why_no_throughput = _throughput(done, window_s)
-    one_event = "every answer arrived in one event" if done else "no completed request"
-    tokens_missing = why_no_throughput if any(r.output_tokens is None for r in done) or not done else one_event
+    steady = steady_window(run, workload, done)
+    samples = distributions(done, open_loop=workload.open_loop, steady=steady.records if steady else ())
+    scalars, missing = _scalars(run, done, workload, window_s, steady)
+    gauges, ungauged = _gauges(memory, before, during, after, device_memory_missing)
+    metrics = metric_values(
+        distributions=samples,
+        scalars={**scalars, **gauges, "prefix_cache_hit_rate": cache.hit_rate},
+        missing={**missing, **ungauged, "prefix_cache_hit_rate": cache.missing},
+    )
+    client = _distortion(run, done, workload, metrics)
+    split = latency_split(run, done, before, after)
     return Summary(
         engine=engine,
         workload=workload.name,
@@ -172,114 +175,69 @@ def summarize(
         completed=len(done),
         failures=dict(sorted(failures.items())),
         duration_s=window_s or (run.ended_ns - run.started_ns) * _NS,
-        metrics=metric_values(
-            distributions=_distributions(done, open_loop=workload.open_loop),
-            scalars={
-                **throughput,
-                "peak_output_throughput": peak,
-                "goodput": goodput,
-                "error_rate": failures.total() / len(run.records) if run.records else None,
-                **gauges,
-                "prefix_cache_hit_rate": cache.hit_rate,
-            },
-            missing={
-                "tpot": tokens_missing,
-                "per_request_throughput": tokens_missing,
-                "itl": one_event,
-                **dict.fromkeys(throughput, why_no_throughput),
-                "peak_output_throughput": why_no_peak,
-                "goodput": why_no_goodput,
-                **missing,
-                "prefix_cache_hit_rate": cache.missing,
-            },
+        metrics={**metrics, **_not_to_be_judged(metrics, client)},
+        invalid=(
+            *_invalid(run, done),
+            *client.invalid,
+            *(() if shared_endpoint else _refuted(run, done, cache, before, after)),
         ),
-        invalid=_invalid(run, done) + (() if shared_endpoint else _refuted(run, done, cache, before, after)),
-        warnings=_warnings(run, failures, cache),
-        facts={**_facts(run, done), **cache.facts()},
+        warnings=_warnings(run, failures, cache, split if not client.invalid else None),
+        facts={**_facts(run, done), **split.facts(), **_steady_facts(steady), **cache.facts(), **_client_facts(client)},
     )
 
 
-def _window_s(run: LoadRun, done: Sequence[RequestRecord]) -> float | None:
-    """Seconds from the first dispatch to the last token of a completed answer."""
-    if not done:
-        return None
-    first = min(r.dispatched_ns for r in run.records)
-    return (max(r.event_ns[-1] for r in done) - first) * _NS
-
-
-def _distributions(done: Sequence[RequestRecord], *, open_loop: bool) -> dict[str, list[float]]:
-    values: dict[str, list[float]] = {
-        name: [] for name, m in METRICS.items() if m.distribution and name in _LOAD_DISTRIBUTIONS
+def _scalars(
+    run: LoadRun,
+    done: Sequence[RequestRecord],
+    workload: Workload,
+    window_s: float | None,
+    steady: SteadyWindow | None,
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """What has one value for a run, and why what has none."""
+    goodput, why_no_goodput = rates.goodput(done, workload.service_level, window_s, open_loop=workload.open_loop)
+    peak, why_no_peak = rates.peak_output_throughput(done)
+    throughput, why_no_throughput = rates.throughput(done, window_s)
+    one_event = "every answer arrived in one event" if done else "no completed request"
+    no_usage = any(r.output_tokens is None for r in done) or not done
+    failed = sum(not r.succeeded for r in run.records)
+    unsteady = "too short to have a steady part" if done else "no completed request"
+    scalars = {
+        **throughput,
+        "peak_output_throughput": peak,
+        "goodput": goodput,
+        "error_rate": failed / len(run.records) if run.records else None,
+        "steady_output_throughput": steady.output_throughput if steady else None,
     }
-    for record in done:
-        written = record.written_ns if record.written_ns is not None else record.dispatched_ns
-        origin = record.intended_ns if open_loop else written
-        first, last = record.event_ns[0], record.event_ns[-1]
-        values["ttft"].append((first - origin) * _NS)
-        values["service_ttft"].append((first - written) * _NS)
-        values["e2el"].append((last - origin) * _NS)
-        values["service_e2el"].append((last - written) * _NS)
-        if record.first_byte_ns is not None:
-            values["ttfb"].append((record.first_byte_ns - written) * _NS)
-        values["itl"] += [(b - a) * _NS for a, b in pairwise(record.event_ns)]
-        tpot = time_per_output_token_s(record)
-        if tpot is not None:
-            values["tpot"].append(tpot)
-        if record.output_tokens and last > written:
-            values["per_request_throughput"].append(record.output_tokens / ((last - written) * _NS))
-    return values
+    missing = {
+        **dict.fromkeys(("tpot", "per_request_throughput"), why_no_throughput if no_usage else one_event),
+        "itl": one_event,
+        "itl_per_token": "the server did not tell the tokens of each event" if done else "no completed request",
+        "answer_ttft": "no event carried an answer" if done else "no completed request",
+        **dict.fromkeys(throughput, why_no_throughput),
+        "peak_output_throughput": why_no_peak,
+        "goodput": why_no_goodput,
+        **dict.fromkeys(("steady_ttft", "steady_tpot"), unsteady),
+        "steady_output_throughput": why_no_throughput if steady else unsteady,
+    }
+    return scalars, missing
 
 
-_LOAD_DISTRIBUTIONS = frozenset(
-    ("ttft", "service_ttft", "ttfb", "itl", "tpot", "e2el", "service_e2el", "per_request_throughput")
-)
-
-
-def _throughput(done: Sequence[RequestRecord], window_s: float | None) -> tuple[dict[str, float | None], str]:
-    """Throughputs over the window; token rates are None unless every answer carries usage."""
-    if not window_s:
-        return dict.fromkeys(("output_throughput", "total_throughput", "request_throughput")), "no completed request"
-    outputs = [r.output_tokens for r in done if r.output_tokens is not None]
-    inputs = [r.input_tokens for r in done if r.input_tokens is not None]
-    output = sum(outputs) / window_s if len(outputs) == len(done) else None
-    total = (sum(outputs) + sum(inputs)) / window_s if len(outputs) == len(inputs) == len(done) else None
-    rates = {"output_throughput": output, "total_throughput": total, "request_throughput": len(done) / window_s}
-    return rates, "the server sent no usage"
-
-
-def _peak(done: Sequence[RequestRecord]) -> tuple[float | None, str]:
-    """The best second. A request whose events carry unknown shares of its tokens counts them evenly spread."""
-    if any(r.output_tokens is None for r in done):
-        return None, "the server sent no usage"
-    at = [t for r in done for t in r.event_ns]
-    amounts = [n for r in done for n in r.event_tokens or _spread(r)]
-    return peak_window_rate(at, amounts), "shorter than one 1 s window" if done else "no completed request"
-
-
-def _spread(record: RequestRecord) -> list[float]:
-    return [(record.output_tokens or 0) / len(record.event_ns)] * len(record.event_ns)
-
-
-def _goodput(
-    done: Sequence[RequestRecord], level: ServiceLevel | None, window_s: float | None, *, open_loop: bool
-) -> tuple[float | None, str]:
-    if level is None:
-        return None, "the workload states no service level"
-    if not window_s:
-        return None, "no completed request"
-    return sum(_meets(r, level, open_loop=open_loop) for r in done) / window_s, ""
-
-
-def _meets(record: RequestRecord, level: ServiceLevel, *, open_loop: bool) -> bool:
-    """True when a request met every latency asked of it; one that cannot be computed is not met."""
-    written = record.written_ns if record.written_ns is not None else record.dispatched_ns
-    origin = record.intended_ns if open_loop else written
-    measured = (
-        (level.ttft_s, (record.event_ns[0] - origin) * _NS),
-        (level.tpot_s, time_per_output_token_s(record)),
-        (level.e2el_s, (record.event_ns[-1] - origin) * _NS),
+def _distortion(
+    run: LoadRun, done: Sequence[RequestRecord], workload: Workload, metrics: Mapping[str, MetricValue]
+) -> Distortion:
+    names = [f"{latency}_{statistic}" for latency in ("ttft", "tpot") for statistic in ("mean", "p50", "p99")]
+    tokens = [r.output_tokens or len(r.event_ns) for r in done]
+    return distortion(
+        run,
+        values={name: metrics[name].value for name in names},
+        output_tokens=sum(tokens) / len(tokens) if tokens else 0.0,
+        open_loop=workload.open_loop,
     )
-    return all(asked is None or (seen is not None and seen <= asked) for asked, seen in measured)
+
+
+def _not_to_be_judged(metrics: Mapping[str, MetricValue], client: Distortion) -> dict[str, MetricValue]:
+    """Statistics that the client's own delay may have made: without a value no limit passes them."""
+    return {name: replace(metrics[name], value=None, missing=why) for name, why in client.doubtful.items()}
 
 
 def _gauges(
@@ -325,7 +283,7 @@ def _prefix_cache_use(
 ) -> PrefixCacheUse:
     return PrefixCacheUse(
         workload=workload,
-        requests=len(run.records),
+        requests=workload.requests if run.stopped else len(run.records),
         hits=growth(before, after, "prefix_cache_hits"),
         queries=growth(before, after, "prefix_cache_queries"),
         preemptions=growth(before, after, "preemptions"),
@@ -359,7 +317,8 @@ def _refuted(
     """Reasons that lie in the server's counters, which nobody else may have moved."""
     reasons = [] if cache.accident is None else [cache.accident]
     generated = growth(before, after, "generation_tokens")
-    complete = bool(done) and len(done) == len(run.records) and all(r.output_tokens is not None for r in done)
+    whole = len(done) == len(run.records) and not run.abandoned
+    complete = bool(done) and whole and all(r.output_tokens is not None for r in done)
     if complete and generated is not None:
         counted = sum(r.output_tokens or 0 for r in done)
         if counted != generated:
@@ -374,14 +333,21 @@ _STARVED_SHARE = 0.10
 """Waiting for a core during more than this share of the run makes the client's clock late."""
 
 
-def _warnings(run: LoadRun, failures: Counter[str], cache: PrefixCacheUse) -> tuple[str, ...]:
+def _warnings(
+    run: LoadRun, failures: Counter[str], cache: PrefixCacheUse, split: LatencySplit | None
+) -> tuple[str, ...]:
     doubts: list[str] = []
     if failures:
         doubts.append("failed requests: " + ", ".join(f"{n} {name}" for name, n in failures.most_common()))
+    if run.stopped is not None:
+        given_up = f", {run.abandoned} in flight were given up" if run.abandoned else ""
+        doubts.append(f"ended early: {run.stopped}; {run.unsent} requests were not sent{given_up}")
     client = run.client
     if client.run_queue_wait_ns is not None and client.run_queue_wait_ns > _STARVED_SHARE * client.wall_ns:
         share = client.run_queue_wait_ns / client.wall_ns
         doubts.append(f"the load process waited for a core {share:.0%} of the time: latencies include its own delay")
+    if split is not None and split.api_server_limited:
+        doubts.append(split.api_server_limited)
     if cache.planned_hits(block=1) == 0 and any(r.cached_tokens for r in run.records):
         cached = sum(r.cached_tokens or 0 for r in run.records)
         doubts.append(f"{cached} prompt tokens came from the prefix cache")
@@ -391,13 +357,34 @@ def _warnings(run: LoadRun, failures: Counter[str], cache: PrefixCacheUse) -> tu
 def _facts(run: LoadRun, done: Sequence[RequestRecord]) -> dict[str, object]:
     outputs = [r.output_tokens for r in done if r.output_tokens is not None]
     inputs = [r.input_tokens for r in done if r.input_tokens is not None]
-    wait = run.client.run_queue_wait_ns
+    client = run.client
     return {
         "input_tokens": sum(inputs),
         "output_tokens": sum(outputs),
         "events": sum(len(r.event_ns) for r in done),
-        "client_cpu_share": round(run.client.cpu_ns / max(1, run.client.wall_ns), 4),
-        "client_run_queue_wait_s": None if wait is None else round(wait * _NS, 6),
-        "client_dispatch_lag_p99_s": round(run.client.dispatch_lag_p99_ns * _NS, 6),
-        "client_loop": run.client.loop,
+        "schedule_hash": run.schedule_hash,
+        "unsent": run.unsent,
+        "client_workers": client.workers,
+        "client_cpu_share": round(client.cpu_ns / max(1, client.wall_ns), 4),
+        "client_run_queue_wait_s": _seconds(client.run_queue_wait_ns),
+        "client_dispatch_lag_p99_s": _seconds(client.dispatch_lag_p99_ns),
+        "client_loop_lag_mean_s": _seconds(client.loop_lag_mean_ns),
+        "client_loop_lag_p99_s": _seconds(client.loop_lag_p99_ns),
+        "client_shared_reads": round(client.shared_reads, 4),
+        "client_loop": client.loop,
     }
+
+
+def _seconds(ns: int | None) -> float | None:
+    return None if ns is None else round(ns * _NS, 6)
+
+
+def _steady_facts(steady: SteadyWindow | None) -> dict[str, object]:
+    return {"steady_s": None if steady is None else round(steady.duration_s, 3), "judged_window": _JUDGED}
+
+
+_JUDGED = "full; limits on steady_* judge the steady window"
+
+
+def _client_facts(client: Distortion) -> dict[str, object]:
+    return {"client_error_estimate": dict(client.errors)}

@@ -41,6 +41,7 @@ class HealthClock:
             dispatch_lag_p99_ns=percentile_ns(dispatch, 99),
             dispatch_lag_mean_ns=sum(dispatch) // len(dispatch) if dispatch else 0,
             loop=self._loop_name,
+            loop_lag_samples=len(lags),
             loop_lag_mean_ns=sum(lags) // len(lags) if lags else None,
             loop_lag_p50_ns=percentile_ns(lags, 50) if lags else None,
             loop_lag_p99_ns=percentile_ns(lags, 99) if lags else None,

@@ -34,6 +34,7 @@ def _health(parts: Sequence[ClientHealth], shared_reads: float) -> ClientHealth:
         run_queue_wait_ns=_worst(part.run_queue_wait_ns for part in parts),
         dispatch_lag_p99_ns=max(part.dispatch_lag_p99_ns for part in parts),
         dispatch_lag_mean_ns=max(part.dispatch_lag_mean_ns for part in parts),
+        loop_lag_samples=min(part.loop_lag_samples for part in parts),
         loop_lag_mean_ns=_worst(part.loop_lag_mean_ns for part in parts),
         loop_lag_p50_ns=_worst(part.loop_lag_p50_ns for part in parts),
         loop_lag_p99_ns=_worst(part.loop_lag_p99_ns for part in parts),

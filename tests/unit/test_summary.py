@@ -148,6 +148,13 @@ def test_every_metric_of_a_load_run_is_in_the_catalogue_under_its_own_name() -> 
     assert set(metrics) <= set(METRICS)
     elsewhere = {"time_to_ready", "first_request_ttft", "accuracy", "accuracy_change"}
     elsewhere |= {"kl_mean", "top1_agreement", "perplexity"}
+    elsewhere |= {
+        "sm_clock_ratio",
+        "host_memory_steady",
+        "device_memory_steady",
+        "power_mean",
+        "energy_per_output_token",
+    }
     assert set(METRICS) - set(metrics) == elsewhere
 
 

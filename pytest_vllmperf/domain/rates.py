@@ -1,0 +1,69 @@
+"""Rates over the window of a load run: throughput, its best second, goodput."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pytest_vllmperf.domain.records import LoadRun, RequestRecord, time_per_output_token_s
+from pytest_vllmperf.domain.stats import peak_window_rate
+from pytest_vllmperf.domain.workload import ServiceLevel
+
+__all__ = ["goodput", "peak_output_throughput", "throughput", "window_s"]
+
+_NS = 1e-9
+
+
+def window_s(run: LoadRun, done: Sequence[RequestRecord]) -> float | None:
+    """Seconds from the first dispatch to the last token of a completed answer."""
+    if not done:
+        return None
+    first = min(r.dispatched_ns for r in run.records)
+    return (max(r.event_ns[-1] for r in done) - first) * _NS
+
+
+def throughput(done: Sequence[RequestRecord], window_s: float | None) -> tuple[dict[str, float | None], str]:
+    """Throughputs over the window; token rates are None unless every answer carries usage."""
+    if not window_s:
+        return dict.fromkeys(("output_throughput", "total_throughput", "request_throughput")), "no completed request"
+    outputs = [r.output_tokens for r in done if r.output_tokens is not None]
+    inputs = [r.input_tokens for r in done if r.input_tokens is not None]
+    output = sum(outputs) / window_s if len(outputs) == len(done) else None
+    total = (sum(outputs) + sum(inputs)) / window_s if len(outputs) == len(inputs) == len(done) else None
+    rates = {"output_throughput": output, "total_throughput": total, "request_throughput": len(done) / window_s}
+    return rates, "the server sent no usage"
+
+
+def peak_output_throughput(done: Sequence[RequestRecord]) -> tuple[float | None, str]:
+    """The best second. A request whose events carry unknown shares of its tokens counts them evenly spread."""
+    if any(r.output_tokens is None for r in done):
+        return None, "the server sent no usage"
+    at = [t for r in done for t in r.event_ns]
+    amounts = [n for r in done for n in r.event_tokens or _spread(r)]
+    return peak_window_rate(at, amounts), "shorter than one 1 s window" if done else "no completed request"
+
+
+def _spread(record: RequestRecord) -> list[float]:
+    return [(record.output_tokens or 0) / len(record.event_ns)] * len(record.event_ns)
+
+
+def goodput(
+    done: Sequence[RequestRecord], level: ServiceLevel | None, window_s: float | None, *, open_loop: bool
+) -> tuple[float | None, str]:
+    """Requests per second that met every stated level, or why that cannot be said."""
+    if level is None:
+        return None, "the workload states no service level"
+    if not window_s:
+        return None, "no completed request"
+    return sum(_meets(r, level, open_loop=open_loop) for r in done) / window_s, ""
+
+
+def _meets(record: RequestRecord, level: ServiceLevel, *, open_loop: bool) -> bool:
+    """True when a request met every latency asked of it; one that cannot be computed is not met."""
+    written = record.written_ns if record.written_ns is not None else record.dispatched_ns
+    origin = record.intended_ns if open_loop else written
+    measured = (
+        (level.ttft_s, (record.event_ns[0] - origin) * _NS),
+        (level.tpot_s, time_per_output_token_s(record)),
+        (level.e2el_s, (record.event_ns[-1] - origin) * _NS),
+    )
+    return all(asked is None or (seen is not None and seen <= asked) for asked, seen in measured)

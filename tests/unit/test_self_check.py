@@ -1,0 +1,139 @@
+"""Was the client the bottleneck, and who else was slow: on records made by hand."""
+
+from dataclasses import replace
+
+import pytest
+from streams import MS, answered, counters, limit, load_run
+
+from pytest_vllmperf.domain.latency_split import latency_split
+from pytest_vllmperf.domain.records import ClientHealth, LoadRun
+from pytest_vllmperf.domain.self_check import Distortion, distortion
+from pytest_vllmperf.domain.summary import summarize
+from pytest_vllmperf.domain.thresholds import Outcome, judge
+from pytest_vllmperf.domain.workload import Workload
+
+CLOSED = Workload(name="closed", input_tokens=4, output_tokens=11, requests=4, max_concurrency=2)
+VALUES = {"ttft_mean": 0.100, "ttft_p50": 0.090, "ttft_p99": 0.200, "tpot_mean": 0.020, "tpot_p99": 0.025}
+
+
+def health(**changes: object) -> ClientHealth:
+    base = load_run().client
+    return replace(
+        base,
+        **{"loop_lag_samples": 500, "loop_lag_mean_ns": 0, "loop_lag_p50_ns": 0, "loop_lag_p99_ns": 0, **changes},
+    )
+
+
+def estimated(*, open_loop: bool = False, output_tokens: float = 11.0, **changes: object) -> Distortion:
+    run = replace(load_run(), client=health(**changes))
+    return distortion(run, values=VALUES, output_tokens=output_tokens, open_loop=open_loop)
+
+
+def test_a_client_that_is_never_late_distorts_nothing() -> None:
+    sound = estimated(loop_lag_mean_ns=300_000, loop_lag_p50_ns=100_000, loop_lag_p99_ns=1_500_000)
+    assert (sound.invalid, sound.doubtful) == ((), {})
+    assert sound.errors["ttft_mean"] == pytest.approx(0.003)
+
+
+def test_a_client_late_on_average_makes_the_run_invalid_with_the_advice() -> None:
+    late = estimated(loop_lag_mean_ns=6 * MS, loop_lag_p50_ns=MS)
+    said = (
+        "the load process was late by 6.0 ms of the 100.0 ms of ttft_mean: the client was the bottleneck. Give it more "
+        "processes (Workload(workers=…)), or cores that nobody else uses, or ask for less load"
+    )
+    assert late.invalid == (said,)
+    assert late.errors["ttft_mean"] == pytest.approx(0.06)
+
+
+def test_a_client_late_now_and_then_spoils_the_upper_percentile_only() -> None:
+    late = estimated(loop_lag_mean_ns=200_000, loop_lag_p99_ns=30 * MS)
+    assert late.invalid == ()
+    assert list(late.doubtful) == ["ttft_p99", "tpot_p99"]
+    assert late.errors["tpot_p99"] == pytest.approx(0.003 / 0.025)
+
+
+def test_late_sending_counts_in_an_open_loop_only() -> None:
+    assert estimated(dispatch_lag_mean_ns=9 * MS).invalid == ()
+    assert "ttft_mean" in estimated(dispatch_lag_mean_ns=9 * MS, open_loop=True).invalid[0]
+
+
+def test_a_client_that_used_up_its_core_is_the_bottleneck_whatever_its_lag() -> None:
+    assert "used 99% of a core, so it could not read as fast" in estimated(busiest_share=0.99).invalid[0]
+
+
+def test_nothing_is_concluded_from_a_handful_of_samples() -> None:
+    few = estimated(loop_lag_mean_ns=50 * MS, loop_lag_p99_ns=90 * MS, busiest_share=0.99, loop_lag_samples=20)
+    assert (few.invalid, few.doubtful) == ((), {})
+
+
+def run_of(client: ClientHealth) -> LoadRun:
+    records = [
+        answered(
+            dispatched_ms=100 * i,
+            events_ms=tuple(100 * i + 50 + 20 * k for k in range(11)),
+            tokens=(1,) * 11,
+        )
+        for i in range(4)
+    ]
+    return replace(load_run(*records), client=client)
+
+
+def test_a_starved_client_makes_limits_on_its_latencies_invalid() -> None:
+    summary = summarize(run_of(health(loop_lag_mean_ns=8 * MS)), engine="e", model="m", workload=CLOSED)
+    verdict = judge(summary, "ttft_mean", limit("ttft_mean", maximum=1.0))
+    assert verdict.outcome is Outcome.INVALID
+    doubtful = summarize(run_of(health(loop_lag_p99_ns=40 * MS)), engine="e", model="m", workload=CLOSED)
+    assert judge(doubtful, "ttft_mean", limit("ttft_mean", maximum=1.0)).outcome is Outcome.PASS
+    assert judge(doubtful, "ttft_p99", limit("ttft_p99", maximum=1.0)).outcome is Outcome.INVALID
+
+
+# ---------------------------------------------------------------------- engine, API server, client
+
+
+def scraped(*, ttft_ms: float, gap_ms: float, requests: int = 4, tokens: int = 11) -> tuple[object, object]:
+    before = replace(counters(generation_tokens=100), latencies={"ttft": (1.0, 10), "itl": (2.0, 90)})
+    after = replace(
+        counters(generation_tokens=100 + requests * tokens),
+        latencies={
+            "ttft": (1.0 + requests * ttft_ms / 1e3, 10 + requests),
+            "itl": (2.0 + requests * (tokens - 1) * gap_ms / 1e3, 90 + requests * (tokens - 1)),
+            "queue": (requests * 0.003, requests),
+        },
+    )
+    return before, after
+
+
+def test_an_engine_as_slow_as_the_client_saw_leaves_nothing_to_the_api_server() -> None:
+    run = run_of(health(loop_lag_mean_ns=200_000))
+    split = latency_split(run, run.records, *scraped(ttft_ms=48, gap_ms=19.8))
+    assert split.engine_gap_s == pytest.approx(0.0198)
+    assert split.client_gap_s == pytest.approx(0.020)
+    assert split.engine_ttft_s == pytest.approx(0.048)
+    assert split.queue_s == pytest.approx(0.003)
+    assert split.prefill_s is None
+    assert split.api_server_ttft_s == pytest.approx(0.050 - 0.048 - 0.0002)
+    assert split.api_server_limited is None
+    assert split.facts()["api_server_gap_s"] == pytest.approx(0.0002)
+
+
+def test_an_api_server_that_holds_tokens_back_is_named_with_the_flag_that_helps() -> None:
+    run = run_of(health())
+    split = latency_split(run, run.records, *scraped(ttft_ms=20, gap_ms=11))
+    assert split.api_server_limited == (
+        "the API server, not the engine, took 9.0 of the 20.0 ms of a token and 30.0 of the 50.0 ms of TTFT: more of "
+        'them may help (args={"api-server-count": …})'
+    )
+    before, after = scraped(ttft_ms=20, gap_ms=11)
+    summary = summarize(run, engine="e", model="m", workload=CLOSED, before=before, after=after)
+    assert split.api_server_limited in summary.warnings
+    starved = summarize(
+        run_of(health(loop_lag_mean_ns=9 * MS)), engine="e", model="m", workload=CLOSED, before=before, after=after
+    )
+    assert split.api_server_limited not in starved.warnings, "with a late client nobody knows"
+
+
+def test_a_server_without_histograms_gives_no_split() -> None:
+    run = run_of(health())
+    split = latency_split(run, run.records, counters(), counters())
+    assert (split.engine_ttft_s, split.engine_gap_s, split.api_server_limited) == (None, None, None)
+    assert latency_split(run, (), None, None).client_ttft_s is None
