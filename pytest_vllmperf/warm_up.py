@@ -16,6 +16,8 @@ _WARM_UP_TOKENS = 64
 _MOST_ROUNDS = 4
 _MOST_S = 15.0
 """No further round is begun after this long."""
+_MOST_SHARE = 0.5
+"""Of the tokens that will be measured, all rounds together: a short measurement is not worth a long opening."""
 _SETTLED = {"service_ttft": 0.25, "tpot": 0.10}
 """How much a median may still move from one round to the next."""
 
@@ -45,11 +47,15 @@ class WarmUp:
 
 
 def warm_up(workload: Workload, drive: Callable[[Workload, str], LoadRun]) -> WarmUp:
-    """Drive rounds until TTFT and TPOT hold still from one to the next, four at most and none begun after 15 s.
+    """Drive rounds until TTFT and TPOT hold still from one to the next.
 
+    There are four at most, together at most half as much work as the measurement unless one alone is more, and none
+    is begun after 15 s.
     ``drive`` runs a workload with the prompts of a named part: every round has its own.
     """
     opening = warm_up_of(workload)
+    share = opening.requests * opening.output_tokens / (workload.requests * (workload.output_tokens or _WARM_UP_TOKENS))
+    most = min(_MOST_ROUNDS, max(1, int(_MOST_SHARE / share)))
     medians: list[dict[str, float]] = []
     moved: dict[str, float] = {}
     spent_ns = 0
@@ -61,7 +67,7 @@ def warm_up(workload: Workload, drive: Callable[[Workload, str], LoadRun]) -> Wa
             before, now = medians[-2:]
             moved = {name: abs(now[name] / before[name] - 1) for name in now if before.get(name)}
         settled = bool(moved) and all(by <= _SETTLED[name] for name, by in moved.items())
-        if settled or not medians[-1] or len(medians) == _MOST_ROUNDS or spent_ns * 1e-9 > _MOST_S:
+        if settled or not medians[-1] or len(medians) == most or spent_ns * 1e-9 > _MOST_S:
             events = sum(len(record.event_ns) for record in run.records)
             lasted_s = (run.ended_ns - run.started_ns) * 1e-9
             return WarmUp(rounds=len(medians), moved=moved, events_per_s=events / lasted_s if lasted_s > 0 else 0.0)
