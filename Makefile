@@ -8,7 +8,8 @@ TWIN   := ./.twins/Qwen2.5-7B-Instruct-twin
 # The bundled model is served unless MODEL names another (a hub id or a path).
 export MODEL
 
-.PHONY: suites suites-gpu test fuzz lint clean help
+VERSIONS := 0.14.0 0.20.2 0.31.0
+.PHONY: suites suites-gpu test test-real test-versions fuzz lint clean help
 
 help:            ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -24,6 +25,16 @@ suites-gpu: $(READY) ## gate a GPU runner: MODEL=…, or without it a shape twin
 test: $(READY) lint ## the project's own tests, one of them on real vLLM
 	$(VENV)/bin/python -m pytest tests/ $(ARGS)
 
+test-real: $(READY) ## kill, suspend and misconfigure real vLLM (minutes)
+	$(VENV)/bin/python -m pytest tests/test_real_faults.py -m real_faults -rP $(ARGS)
+
+test-versions: $(READY) $(VERSIONS:%=.venv-%/.ready) ## vLLM 0.14, 0.20, 0.31 and 0.32 in one run (minutes, and 8 GB each)
+	$(VENV)/bin/python -m pytest tests/test_versions.py -m versions $(ARGS)
+
+.venv-%/.ready: scripts/setup-version.sh requirements/overrides-cpu.txt
+	scripts/setup-version.sh .venv-$* $(PYTHON) $*
+	@touch $@
+
 fuzz: $(READY)   ## twenty thousand splits, truncations and corruptions of recorded streams (minutes)
 	HYPOTHESIS_PROFILE=fuzz $(VENV)/bin/python -m pytest -q tests/load/test_connection_fuzz.py $(ARGS)
 
@@ -38,4 +49,4 @@ $(READY): pyproject.toml scripts/setup-venv.sh $(wildcard requirements/*.txt)
 	@touch $@
 
 clean:           ## remove the virtual environment and everything generated
-	rm -rf $(VENV) .twins reports/latest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VERSIONS:%=.venv-%) .twins reports/latest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

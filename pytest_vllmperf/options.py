@@ -291,8 +291,9 @@ def session_of(config: pytest.Config) -> Session:
         workloads=workloads_by_name(config.hook.pytest_vllmperf_workloads(config=config)[::-1]),
         tasks=_quality_tasks(config),
         metrics=_own_metrics(config),
-        progress=_progress(config),
+        progress=(progress := _progress(config)),
     )
+    progress.clean = session.redactor.clean
     _ = session.selected_engines  # a wrong --vllmperf-engine is told now
     session.check_selected_workloads()
     return session

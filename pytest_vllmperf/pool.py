@@ -75,6 +75,7 @@ class EnginePool:
         directory: Where logs go, ``<engine>.log`` each.
         progress: Called with short lines about what is going on.
         leases: Keeps this pool's engines apart from those of other processes; by default there are none.
+        hide: Called with each key made, which must not be shown anywhere.
         keeper: Finds engines that earlier runs kept, and keeps this pool's; by default every engine ends with the pool.
         ports: Gives the port of each launch; by default one that is free.
     """
@@ -89,12 +90,14 @@ class EnginePool:
         leases: HostLeases | None = None,
         keeper: Keeper | None = None,
         ports: Callable[[], int] | None = None,
+        hide: Callable[[str], None] | None = None,
     ) -> None:
         self._environment = environment
         self._keeper = keeper
         self._leases = leases or HostLeases(None)
         self._directory = directory
         self._ports = ports
+        self._hide = hide or (lambda _secret: None)
         self._tell = progress or (lambda _line: None)
         self._devices = DeviceRelease(self._tell)
         self._slots = {name: _Slot(config=_as_launched(config, environment)) for name, config in engines.items()}
@@ -339,6 +342,7 @@ class EnginePool:
         config, log_path = slot.config, slot.log_path
         assert log_path is not None  # set by _launch
         api_key = secrets.token_urlsafe(32)
+        self._hide(api_key)
         port = (self._ports or engine_process.free_port)()
         slot.command = engine_process.launch_command(config, port=port, serve=slot.serve)
         env = engine_process.child_environment(

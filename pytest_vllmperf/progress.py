@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Progress:
     def __init__(self, config: pytest.Config, *, worker: str | None) -> None:
         self._config = config
         self._worker = worker
+        self.clean: Callable[[str], str] = str
         self._live: _Live | None = None
         self._last_plain = time.monotonic()
         self._terminal = None if worker is not None or config.option.capture == "no" else _own_terminal()
@@ -42,7 +44,7 @@ class Progress:
         self._last_plain = time.monotonic()
         if self._config.option.verbose >= 0:
             with self._uncaptured():
-                self._write(line)
+                self._write(self.clean(line))
 
     def status(self, status: Status | None) -> None:
         """Show, or take away, the live line; where there is none, print one now and then."""

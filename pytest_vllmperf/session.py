@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.environment import Environment
     from pytest_vllmperf.domain.quality import QualityTask
     from pytest_vllmperf.domain.records import LoadRun
+    from pytest_vllmperf.domain.redaction import Redactor
     from pytest_vllmperf.domain.report import EngineReport
     from pytest_vllmperf.domain.section import Section
     from pytest_vllmperf.domain.summary import Summary
@@ -38,6 +40,9 @@ __all__ = ["Evidence", "Judging", "Options", "Session", "builtins_only", "junit_
 
 _OTHER_PROMPTS = 1_000_003
 """Added to a workload's seed for each earlier run of a reused engine; rounds and warm-up stay far below it."""
+
+_SHORTEST_SECRET = 8
+"""Shorter values (on, true, 1) of variables named like secrets stand in every report for something else."""
 
 Named = TypeVar("Named", EngineConfig, Workload, "QualityTask", "CustomMetric")
 
@@ -281,6 +286,18 @@ class Session:
         return gather_environment(self.options.root, gpus=list_gpus(), driver=driver_version())
 
     @cached_property
+    def redactor(self) -> Redactor:
+        """Knows this run's secrets: of the environment, of the engines' own, and each launch's key once it is made."""
+        from pytest_vllmperf.domain.redaction import Redactor, secrets_in
+
+        found = set(secrets_in(os.environ))
+        for engine in self.engines.values():
+            found |= secrets_in({**engine.env, **engine.cpu_env}, engine.command or ())
+            if engine.api_key_env:
+                found.add(os.environ.get(engine.api_key_env, ""))
+        return Redactor(secret for secret in found if len(secret) >= _SHORTEST_SECRET)
+
+    @cached_property
     def pool(self) -> EnginePool:
         """The launched engines of this process."""
         from pytest_vllmperf.adapters.engine_state import runtime_directory
@@ -294,6 +311,7 @@ class Session:
             directory=self.options.report_directory / "logs",
             progress=self.progress,
             leases=HostLeases(lease_directory(), share_cpu=self.options.share_cpu, project=str(self.options.root)),
+            hide=self.redactor.add,
             keeper=Keeper(
                 runtime=runtime_directory(),
                 reuse=self.options.reuse,
@@ -388,7 +406,7 @@ class Session:
             if name not in (*self.workloads, *self.tasks, "startup", "sleep", *self._recorded):
                 raise WorkloadError(
                     f"--vllmperf-workload={name}: no such workload; known: "
-                    f"{', '.join((*self.workloads, *self.tasks, 'startup'))}"
+                    f"{', '.join((*self.workloads, *self.tasks, 'startup', 'sleep'))}"
                 )
 
     def selects(self, workload: str) -> bool:

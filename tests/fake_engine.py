@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -181,6 +182,8 @@ class Connection:
             shape = "plain"
         if shape in ("http-500", "http-429"):
             status = int(shape[-3:])
+            if options.fake_leak:
+                return self.send_json({"error": {"message": _secrets(), "code": status}}, status=status)
             return self.send_json({"error": {"message": f"scripted failure {status}", "code": status}}, status=status)
         if shape == "html":
             return self.send(200, b"<html><body>a proxy's page</body></html>", "text/html")
@@ -330,6 +333,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--fake-prefix-cache-accident", type=int, default=0, metavar="N", help="each prompt finds N tokens at least"
     )
+    parser.add_argument("--fake-leak", action="store_true", help="show secrets wherever a careless server might")
     parser.add_argument("--fake-preemptions", type=int, default=0)
     known, unknown = parser.parse_known_args(argv)
     if known.reject_flags and unknown:
@@ -337,7 +341,16 @@ def _options(argv: list[str]) -> argparse.Namespace:
     return known
 
 
+def _secrets() -> str:
+    """What a careless server shows: its key and the hub's token, also as they travel in headers and addresses."""
+    key, token = os.environ.get("VLLM_API_KEY", ""), os.environ.get("HF_TOKEN", "")
+    encoded = base64.b64encode(token.encode()).decode()
+    return f"key {key} token {token} base64 {encoded} header 'Authorization: Bearer {key}' env {dict(os.environ)}"
+
+
 def _say_more(options: argparse.Namespace) -> None:
+    if options.fake_leak:
+        print(f"WARNING {_secrets()}", file=sys.stderr, flush=True)
     if options.fake_log:
         print(Path(options.fake_log).read_text(encoding="utf-8"), file=sys.stderr, flush=True)
 
@@ -347,7 +360,7 @@ def _fail_start(options: argparse.Namespace) -> None:
         "(EngineCore pid=1) ERROR 01-01 00:00:00 [core.py:1] EngineCore failed to start.\n"
         "(EngineCore pid=1) Traceback (most recent call last):\n"
         '(EngineCore pid=1)   File "core.py", line 1, in run_engine_core\n'
-        f"(EngineCore pid=1) {options.fake_fail_start}\n"
+        f"(EngineCore pid=1) {options.fake_fail_start}{' ' + _secrets() if options.fake_leak else ''}\n"
         "RuntimeError: Engine core initialization failed. See root cause above.",
         file=sys.stderr,
         flush=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +11,13 @@ from pytest_vllmperf.domain.comparison import shown_change
 from pytest_vllmperf.domain.environment import Environment
 from pytest_vllmperf.domain.evidence import Evidence
 from pytest_vllmperf.domain.metrics import metric
+from pytest_vllmperf.domain.redaction import Redactor, secrets_in
 from pytest_vllmperf.domain.section import Section
 from pytest_vllmperf.domain.summary import Summary
 from pytest_vllmperf.domain.thresholds import Outcome, Verdict
 from pytest_vllmperf.domain.units import format_quantity
 
 __all__ = ["EngineReport", "Report", "Row", "builtin", "headline", "plain", "redacted", "rows"]
-
-_REDACTED = "[redacted]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,46 +45,19 @@ class EngineReport:
     reused: bool = False
 
     def __post_init__(self) -> None:
-        secrets = _secrets(self.env, self.command)
+        redactor = Redactor(secrets_in(self.env, self.command))
         clean = {
-            "command": tuple(_redact(part, secrets) for part in self.command),
-            "env": {name: _redact(value, secrets) for name, value in self.env.items()},
-            "reason": None if self.reason is None else _redact(self.reason, secrets),
+            "command": tuple(redactor.clean(part) for part in self.command),
+            "env": {name: redactor.clean(value) for name, value in self.env.items()},
+            "reason": None if self.reason is None else redactor.clean(self.reason),
         }
         for attribute, value in clean.items():
             object.__setattr__(self, attribute, value)
 
 
-_SECRET_NAME = re.compile(r"(?:^|[_-])(?:api[_-]?key|key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
-_URL_PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-
-
-def _secrets(env: Mapping[str, str], command: Sequence[str]) -> tuple[str, ...]:
-    """Values that must not be shown, longest first so that none hides part of another."""
-    found = {value for name, value in env.items() if _SECRET_NAME.search(name)}
-    for flag, following in zip(command, (*command, "")[1:], strict=True):
-        name, equals, value = flag.partition("=")
-        if name.startswith("-") and _SECRET_NAME.search(name):
-            found.add(value if equals else following)
-    return tuple(sorted(found - {"", _REDACTED}, key=len, reverse=True))
-
-
 def redacted(text: str, *, env: Mapping[str, str], command: Sequence[str]) -> str:
-    """``text`` without the secrets that ``env`` and ``command`` hold, and without passwords in URLs."""
-    return _redact(text, _secrets(env, command))
-
-
-_SHORTEST_SECRET = 6
-"""Anything shorter is replaced only where it is the whole text: it would turn up inside ordinary words."""
-
-
-def _redact(text: str, secrets: Sequence[str]) -> str:
-    if text in secrets:
-        return _REDACTED
-    for secret in secrets:
-        if len(secret) >= _SHORTEST_SECRET:
-            text = text.replace(secret, _REDACTED)
-    return _URL_PASSWORD.sub(_REDACTED, text)
+    """``text`` without the secrets that ``env`` and ``command`` hold, and without what looks like one."""
+    return Redactor(secrets_in(env, command)).clean(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
