@@ -9,7 +9,7 @@ TWIN   := ./.twins/Qwen2.5-7B-Instruct-twin
 export MODEL
 
 VERSIONS := 0.14.0 0.20.2 0.31.0
-.PHONY: suites suites-gpu test test-real test-versions fuzz lint clean help
+.PHONY: suites suites-gpu test test-real test-versions fuzz docs lint clean help
 
 help:            ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -38,6 +38,11 @@ test-versions: $(READY) $(VERSIONS:%=.venv-%/.ready) ## vLLM 0.14, 0.20, 0.31 an
 fuzz: $(READY)   ## twenty thousand splits, truncations and corruptions of recorded streams (minutes)
 	HYPOTHESIS_PROFILE=fuzz $(VENV)/bin/python -m pytest -q tests/load/test_connection_fuzz.py $(ARGS)
 
+docs: $(READY)   ## build the documentation into site/ (reference pages are made from the code)
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --system-certs --group docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+	@echo "docs: open site/index.html"
+
 lint: $(READY)   ## formatting, lint, types, layers
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -49,4 +54,4 @@ $(READY): pyproject.toml scripts/setup-venv.sh $(wildcard requirements/*.txt)
 	@touch $@
 
 clean:           ## remove the virtual environment and everything generated
-	rm -rf $(VENV) $(VERSIONS:%=.venv-%) .twins reports/latest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VERSIONS:%=.venv-%) .twins site reports/latest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
