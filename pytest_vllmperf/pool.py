@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 
 from pytest_vllmperf.adapters import engine_process, engine_state, startup_log
 from pytest_vllmperf.adapters.control_client import ControlClient, NoAnswer
+from pytest_vllmperf.adapters.host_budget import HostBudget
 from pytest_vllmperf.adapters.leases import HostLeases
 from pytest_vllmperf.adapters.model_files import twin_of
 from pytest_vllmperf.controls import with_controls
 from pytest_vllmperf.device_release import DeviceRelease
 from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle
 from pytest_vllmperf.domain.flag_traps import is_vllm
+from pytest_vllmperf.domain.needs import host_memory_bytes, shared_memory_bytes
 from pytest_vllmperf.domain.report import EngineReport
 from pytest_vllmperf.errors import EngineError, EngineExited, EngineUnavailable
 from pytest_vllmperf.keeping import Keeper, KeptProcess, Running, fingerprint
@@ -75,6 +77,7 @@ class EnginePool:
         directory: Where logs go, ``<engine>.log`` each.
         progress: Called with short lines about what is going on.
         leases: Keeps this pool's engines apart from those of other processes; by default there are none.
+        budget: Shares host memory out between this pool's engines and those of other processes.
         hide: Called with each key made, which must not be shown anywhere.
         keeper: Finds engines that earlier runs kept, and keeps this pool's; by default every engine ends with the pool.
         ports: Gives the port of each launch; by default one that is free.
@@ -91,12 +94,14 @@ class EnginePool:
         keeper: Keeper | None = None,
         ports: Callable[[], int] | None = None,
         hide: Callable[[str], None] | None = None,
+        budget: HostBudget | None = None,
     ) -> None:
         self._environment = environment
         self._keeper = keeper
         self._leases = leases or HostLeases(None)
         self._directory = directory
         self._ports = ports
+        self._budget = budget or HostBudget(None)
         self._hide = hide or (lambda _secret: None)
         self._tell = progress or (lambda _line: None)
         self._devices = DeviceRelease(self._tell)
@@ -138,6 +143,7 @@ class EnginePool:
         """Launch the engine, or attach to one that somebody else runs; a failure is remembered."""
         slot.gpu_uuids = () if slot.config.url else self._take_gpus(slot)
         try:
+            self._reserve_memory(slot.config)
             slot.handle = self._attach(slot) if slot.config.url else self._launch(slot)
             slot.version = slot.handle.version
         except EngineError as error:
@@ -147,6 +153,12 @@ class EnginePool:
         finally:
             if slot.handle is None:
                 self._give_back(slot)
+
+    def _reserve_memory(self, config: EngineConfig) -> None:
+        """Host memory its flags take up front; after its GPUs, in this order everywhere, so nobody waits in a ring."""
+        if config.url is None:
+            host, shared = host_memory_bytes(config), shared_memory_bytes(config)
+            self._budget.reserve(config.name, host=host, shared=shared, waiting=self._tell)
 
     def _keeps(self, slot: _Slot) -> bool:
         """Whether the engine may come from an earlier run, and go on for the next. Experiments own their launches."""
@@ -361,7 +373,7 @@ class EnginePool:
         started_ns = time.monotonic_ns()
         try:
             state_path = engine_state.new_state_path(engine_state.runtime_directory())
-            leases = self._leases.descriptors(config.name) if self._keeps(slot) else ()
+            leases = (*self._leases.descriptors(config.name), *self._budget.descriptors(config.name))
             process = engine_process.EngineProcess(
                 slot.command, env=env, log_path=log_path, state_path=state_path, leases=leases
             )
@@ -405,6 +417,7 @@ class EnginePool:
     def _give_back(self, slot: _Slot) -> None:
         """Let others have the GPUs, or the CPU, and the engine itself where it is kept."""
         self._leases.give_back(slot.config.name)
+        self._budget.give_back(slot.config.name)
         if self._keeper is not None:
             self._keeper.give_back(slot.config.name)
 

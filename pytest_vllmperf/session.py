@@ -301,6 +301,7 @@ class Session:
     def pool(self) -> EnginePool:
         """The launched engines of this process."""
         from pytest_vllmperf.adapters.engine_state import runtime_directory
+        from pytest_vllmperf.adapters.host_budget import HostBudget
         from pytest_vllmperf.adapters.leases import HostLeases, lease_directory
         from pytest_vllmperf.keeping import Keeper
         from pytest_vllmperf.pool import EnginePool
@@ -312,6 +313,7 @@ class Session:
             progress=self.progress,
             leases=HostLeases(lease_directory(), share_cpu=self.options.share_cpu, project=str(self.options.root)),
             hide=self.redactor.add,
+            budget=HostBudget(lease_directory(), project=str(self.options.root)),
             keeper=Keeper(
                 runtime=runtime_directory(),
                 reuse=self.options.reuse,
