@@ -1,9 +1,9 @@
 """Attribution against planted truth: coverage of the intervals, the null flag cleared, the interaction named.
 
 Four flags on the reference server: ``a`` makes TPOT 20 % longer, ``b`` 10 % shorter, ``c`` does nothing, and ``d``
-nothing by itself but 10 % with ``a``. Launches differ by 1.2 % (sd), requests by 3 % (AR(1), 0.7), gaps by 2 %. Each run
-is a whole attribution by the product's own code (plan, order, estimates, claims); real processes unless ``--simulated``, which
-draws each launch's TPOT instead and repeats far more.
+nothing by itself but 10 % with ``a``. Launches differ by 1.2 % (sd), requests by 3 % (AR(1), 0.7), gaps by 2 %. Each
+run is a whole attribution by the product's own code (plan, order, estimates, claims); real processes unless
+``--simulated``, which draws each launch's TPOT instead and repeats far more.
 
     python benchmarks/attribution.py [--runs 100] [--jobs 6] [--simulated]
 """
