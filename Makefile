@@ -9,7 +9,7 @@ TWIN   := ./.twins/Qwen2.5-7B-Instruct-twin
 export MODEL
 
 VERSIONS := 0.14.0 0.20.2 0.31.0
-.PHONY: suites suites-gpu test test-real test-versions fuzz docs lint clean help
+.PHONY: suites suites-gpu quantization test test-real test-versions fuzz docs lint clean help
 
 help:            ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -22,11 +22,14 @@ suites-gpu: $(READY) ## gate a GPU runner: MODEL=…, or without it a shape twin
 	@[ -n "$(MODEL)" ] || [ -d $(TWIN) ] || $(RUN) -m pytest_vllmperf.cli twin Qwen2.5-7B-Instruct $(TWIN)
 	MODEL="$(or $(MODEL),$(TWIN))" $(RUN) -m pytest suites/ --vllmperf-require-gpu $(ARGS)
 
+quantization: $(READY) ## which quantization of the model to serve (opt-in, four engines)
+	$(VENV)/bin/python -m pytest suites/ -m quantization $(ARGS)
+
 test: $(READY) lint ## the project's own tests, one of them on real vLLM
 	$(VENV)/bin/python -m pytest tests/ $(ARGS)
 
-test-real: $(READY) ## kill, suspend and misconfigure real vLLM (minutes)
-	$(VENV)/bin/python -m pytest tests/test_real_faults.py -m real_faults -rP $(ARGS)
+test-real: $(READY) ## kill, suspend and misconfigure real vLLM, and hold its answers against transformers' (minutes)
+	$(VENV)/bin/python -m pytest tests/test_real_faults.py tests/test_real_quality.py -m 'real_faults or real_quality' -rP $(ARGS)
 
 test-versions: $(READY) $(VERSIONS:%=.venv-%/.ready) ## vLLM 0.14, 0.20, 0.31 and 0.32 in one run (minutes, and 8 GB each)
 	$(VENV)/bin/python -m pytest tests/test_versions.py -m versions $(ARGS)

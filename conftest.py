@@ -1,6 +1,7 @@
 """The matrix `pytest suites/` measures: edit it to name your engines. MODEL=… serves another model."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from pytest_vllmperf import BUILT_IN_TASKS, EngineConfig
@@ -25,7 +26,12 @@ ASYNC_OFFLOAD = {  # on a CPU vLLM schedules synchronously whatever it is asked
 }
 
 
+QUANTIZED = Path(__file__).parent / "suites" / "models" / ".quantized"
+
+
 def pytest_vllmperf_engines(config):
+    if asks_for_quantization(config):
+        return quantization_engines()
     return [
         EngineConfig(name="baseline", model=MODEL, cpu_args={**CPU, **PLAIN}, gpu_args={"max-model-len": CONTEXT}),
         EngineConfig(name="max-perf", model=MODEL, args=FAST, cpu_args=CPU, gpu_args=ASYNC_OFFLOAD),
@@ -33,4 +39,44 @@ def pytest_vllmperf_engines(config):
 
 
 def pytest_vllmperf_quality_tasks(config):
+    if asks_for_quantization(config):
+        task = BUILT_IN_TASKS["gsm8k" if os.environ.get("MODEL") else "tinymath"]
+        return [replace(task, reference="unquantized")]
     return [BUILT_IN_TASKS["gsm8k" if os.environ.get("MODEL") else "tinymath"]]
+
+
+# --- `pytest suites/ -m quantization`: engines that differ in weights only, the unquantized one first -----------------
+
+
+def asks_for_quantization(config):
+    return "quantization" in config.option.markexpr and "not quantization" not in config.option.markexpr
+
+
+def pytest_configure(config):
+    if asks_for_quantization(config) and config.option.vllmperf_thresholds is None:
+        config.option.vllmperf_thresholds = str(Path(__file__).parent / "suites" / "quantization.toml")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Opt-in: four engines more would make a run of all suites too long."""
+    return (collection_path.name == "test_quantization.py" and not asks_for_quantization(config)) or None
+
+
+def quantization_engines():
+    """Of MODEL: as it is, and in FP8. Name your own AWQ, GPTQ, GGUF … checkpoints here, by hub id or path.
+
+    Of the bundled model: in 4 and 8 bits, by the formats and kernels real checkpoints use.
+    """
+    if os.environ.get("MODEL"):
+        whole = {"max-model-len": CONTEXT}
+        return [
+            EngineConfig(name="unquantized", model=MODEL, gpu_args=whole),
+            EngineConfig(name="fp8", model=MODEL, args={"quantization": "fp8"}, gpu_args=whole, requires=("gpu",)),
+        ]
+    from suites.models.quantize import FORMATS, variant
+
+    common = {"served_model_name": "tinymath", "cpu_args": {**CPU, **PLAIN}, "gpu_args": {"max-model-len": 2048}}
+    return [
+        EngineConfig(name="unquantized", model=str(BUNDLED), **common),
+        *(EngineConfig(name=kind, model=str(variant(kind, QUANTIZED / kind)), **common) for kind in FORMATS),
+    ]

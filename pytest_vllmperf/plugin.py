@@ -280,10 +280,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_vllmperf_sections(report: Report) -> list[Section]:
-    """What this package adds to the report itself: comparisons."""
+    """What this package adds to the report itself: comparisons, and variants side by side."""
     from pytest_vllmperf.domain.comparison_section import comparison_sections
+    from pytest_vllmperf.domain.quality_section import quality_sections
 
-    return list(comparison_sections(report.verdicts))
+    return [*comparison_sections(report.verdicts), *quality_sections(report.summaries, report.verdicts)]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -51,11 +51,11 @@ def judge_quality(thresholds: Thresholds, subject: Subject, summary: Summary, me
 
 def _change(summary: Summary, tolerance: Limit) -> Verdict:
     verdict = judge(summary, "accuracy_change", None)
-    changes, answers = summary.metrics["accuracy_change"], summary.metrics["accuracy"]
+    changes = summary.metrics["accuracy_change"]
     reference = _reference(summary)
     points = f"within {100 * (tolerance.tolerance or 0):.3g} points of {reference}"
     limit = replace(tolerance, metric="accuracy_change", text=points)
-    verdict = replace(verdict, limit=limit, built_in=True, against=reference)
+    verdict = replace(verdict, limit=limit, built_in=True)
     if summary.invalid:
         return verdict
     if not changes.samples:
@@ -68,14 +68,11 @@ def _change(summary: Summary, tolerance: Limit) -> Verdict:
     found = judge_answers(
         baseline, candidate, tolerance=tolerance.tolerance or 0.0, looks=Looks(at=(len(changes.samples),))
     )
-    share = answers.value if answers.n == changes.n else None
     return replace(
         verdict,
         outcome=found.outcome,
         reason=f"accuracy against {reference}: {found.reason}",
         interval=Interval(low=found.low, high=None, confidence=None, n=found.n, replicate="question"),
-        baseline=None if share is None or found.change is None else share - found.change,
-        change=found.change,
     )
 
 
