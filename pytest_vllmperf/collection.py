@@ -219,7 +219,9 @@ def _prepare_history(config: pytest.Config) -> None:
 
     try:
         history.prepare(config)
-        benchmark_storage.store_by_hardware(config, config.stash[SESSION].environment.hardware)
+        config.stash[STATE].unsaved = benchmark_storage.store_by_hardware(
+            config, config.stash[SESSION].environment.hardware
+        )
         benchmark_storage.resume_comparison(config, config.stash[STATE].comparison)
     except HistoryError as error:
         raise pytest.UsageError(str(error)) from error

@@ -294,10 +294,9 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, obj
     run = config.stash.get(SESSION, None)
     if run is None:
         return (yield)
-    if run.pool_started:
-        with contextlib.suppress(KeyboardInterrupt):  # no more grace was all that it asked for
-            run.pool.close()
     state = config.stash[STATE]
+    if run.pool_started:
+        _close_pool(run, state)
     if is_worker(config):
         from pytest_vllmperf.distribution import tell_controller
 
@@ -308,7 +307,22 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, obj
         state.report = conclude(config, session, run, state)
     elif state.internal_error and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
-    return (yield)
+    ended = yield
+    if state.unsaved and session.exitstatus != pytest.ExitCode.TESTS_FAILED:
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+    return ended
+
+
+def _close_pool(run: Session, state: RunState) -> None:
+    """Stop what still runs. That something could not be stopped is told, and must not cost what was measured."""
+    from pytest_vllmperf.errors import EngineError
+
+    try:
+        with contextlib.suppress(KeyboardInterrupt):  # no more grace was all that it asked for
+            run.pool.close()
+    except EngineError as error:
+        state.ordinary_failures += 1
+        run.progress(str(error))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -319,3 +333,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     from pytest_vllmperf.finish import print_report
 
     print_report(terminalreporter, state.report, state, config.rootpath)
+    for problem in state.unsaved:
+        terminalreporter.write_line(
+            f"! {problem}. All that was measured is in the report; make room, then: vllmperf merge", red=True
+        )

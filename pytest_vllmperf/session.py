@@ -509,6 +509,12 @@ def named(
                 raise ConfigError(f"{hook} must return {kind.__name__} objects, got {item!r}")
             if item.name in found and not replaces:
                 raise ConfigError(f"{hook}: the name {item.name!r} is used twice; give each its own")
+            twin = next((name for name in found if name.casefold() == item.name.casefold() and name != item.name), None)
+            if twin is not None and kind is EngineConfig:
+                raise ConfigError(
+                    f"{hook}: the name {item.name!r} differs from {twin!r} in case only: their logs would be one file "
+                    "where the file system knows no case; rename one"
+                )
             found[item.name] = item
     return found
 

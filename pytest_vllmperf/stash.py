@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ class RunState:
         report: The finished report.
         written: Its files.
         push_failure: Why its metrics could not be pushed, None where they were or nobody asked.
+        unsaved: What history could not be given, a sentence each, filled at the very end.
         journal: Takes what each test sent to disk at once; None where nothing is measured.
     """
 
@@ -41,6 +42,7 @@ class RunState:
     comparison: str | bool | None = None
     report: Report | None = None
     journal: JournalWriter | None = None
+    unsaved: list[str] = field(default_factory=list)
     written: tuple[Path, ...] = ()
     push_failure: str | None = None
 

@@ -136,6 +136,7 @@ def test_lm_evals_own_task_scores_its_own_format():
     ],
 )
 def test_a_collapse_of_the_measurement_is_invalid_with_its_cause(reply, reason):
+    """C06."""
     summary = asked(lambda _: reply, TINYMATH)
     assert summary.metrics["accuracy"].value == 0.0
     assert reason in summary.invalid[0]

@@ -50,6 +50,7 @@ def launcher(pool: EnginePool) -> PoolLauncher:
 
 
 def test_every_launch_is_a_process_of_its_own_with_its_own_log(launcher, engine, tmp_path):
+    """C07."""
     pids = []
     launcher.look = lambda handle: pids.append(handle.pid)
     launches = [launcher.measure(engine(name="one"), [TINY]) for _ in range(2)]

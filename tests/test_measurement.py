@@ -1,9 +1,11 @@
 """Measuring a live (fake) engine: warm-up apart, memory and counters watched, prompts never repeated."""
 
+import dataclasses
 import json
 import urllib.request
 
 import pytest
+from fake_nvml import GIB
 
 from pytest_vllmperf import BUILT_IN_WORKLOADS, Conversations, EngineConfig, FillContext, SharedPrefix, Workload
 from pytest_vllmperf.adapters.environment import gather_environment
@@ -144,3 +146,65 @@ def test_prompts_avoid_specials_and_single_bytes(tmp_path):
         if size is not None:
             (folder / "config.json").write_text(json.dumps({"vocab_size": size}))
         assert token_range(str(folder)) == expected
+
+
+# ---------------------------------------------------------------------- GPUs
+
+
+def test_what_the_gpus_did_is_part_of_the_measurement(engine, nvml):
+    """V02, V06: the driver hides processes here, so it is what came since the launch."""
+    nvml.memory["GPU-0"] = 41 * GIB
+    nvml.reasons = 0x4
+    handle = dataclasses.replace(engine, gpu_uuids=("GPU-0",), device_baseline_bytes=1 * GIB)
+    summary = measure(handle, TINY)
+    values = {
+        name: summary.metrics[name].value for name in ("device_memory_peak", "device_memory_steady", "power_mean")
+    }
+    assert values == {"device_memory_peak": 40 * GIB, "device_memory_steady": 40 * GIB, "power_mean": 400.0}
+    assert summary.metrics["energy_per_output_token"].value > 0  # the counter stood still: power times time
+    assert summary.metrics["sm_clock_ratio"].value == 0.75
+    assert summary.facts["device_memory_source"] == "device delta"
+    assert summary.invalid == ()
+    assert any("held back by the power limit" in warning for warning in summary.warnings)
+
+
+def test_with_processes_known_only_the_engines_own_memory_counts(engine, nvml):
+    """V03."""
+    nvml.memory["GPU-0"] = 41 * GIB
+    nvml.processes["GPU-0"] = {engine.pid: 30 * GIB, 1: 10 * GIB}
+    summary = measure(engine, TINY, gpu_uuids=("GPU-0",))
+    assert summary.metrics["device_memory_peak"].value == 30 * GIB
+    assert summary.facts["device_memory_source"] == "processes"
+
+
+def test_a_hot_gpu_is_measured_once_more_when_it_has_cooled(engine, nvml, monkeypatch):
+    """V06."""
+    monkeypatch.setattr("pytest_vllmperf.measurement._COOLING_POLL_S", 0.01)
+    lines: list[str] = []
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        nvml.reasons = 0 if any("waiting up to 120 s" in said for said in lines) else 0x40
+
+    nvml.reasons = 0x40
+    summary = measure(engine, TINY, gpu_uuids=("GPU-0",), progress=tell)
+    assert summary.invalid == ()
+    assert any("measured a second time" in warning for warning in summary.warnings)
+
+
+def test_a_gpu_that_stays_hot_makes_the_measurement_invalid(engine, nvml, monkeypatch):
+    """V06."""
+    monkeypatch.setattr("pytest_vllmperf.measurement._COOLING_S", 0.05)
+    nvml.reasons = 0x40
+    summary = measure(engine, TINY, gpu_uuids=("GPU-0",))
+    assert any("the GPU was throttled" in reason for reason in summary.invalid)
+
+
+def test_without_a_driver_that_works_device_memory_is_unknown_and_the_rest_is_measured(engine, nvml):
+    """V01."""
+    nvml.broken = {"DeviceGetMemoryInfo", "DeviceGetPowerUsage", "DeviceGetTotalEnergyConsumption"}
+    summary = measure(engine, TINY, gpu_uuids=("GPU-0",))
+    assert summary.completed == 6
+    assert summary.invalid == ()
+    assert summary.metrics["device_memory_peak"].value is None
+    assert summary.metrics["device_memory_peak"].missing == "the driver did not tell"

@@ -101,6 +101,7 @@ def test_flags_for_the_device_are_used_and_the_handle_shows_them(make_pool):
 
 
 def test_the_key_is_in_the_environment_and_nowhere_else(make_pool):
+    """X02."""
     pool = make_pool()
     handle = pool.acquire("one")
     assert len(handle.api_key) >= 32
@@ -174,6 +175,7 @@ def test_an_unknown_flag_is_answered_with_advice(make_pool):
 
 
 def test_an_exit_is_noticed_within_two_seconds(make_pool, tmp_path):
+    """S01."""
     stamp = tmp_path / "stamp"
     source = f"import time; time.sleep(0.3); open({str(stamp)!r}, 'w').write(str(time.monotonic()))"
     pool = make_pool({"command": (sys.executable, "-c", source)})
@@ -264,6 +266,7 @@ def choose(monkeypatch, *ports):
 
 
 def test_a_port_taken_before_the_launch_costs_nothing(make_pool, monkeypatch, listener):
+    """S08."""
     choose(monkeypatch, listener)
     pool = make_pool()
     assert not pool.acquire("one").base_url.endswith(f":{listener}")
@@ -271,6 +274,7 @@ def test_a_port_taken_before_the_launch_costs_nothing(make_pool, monkeypatch, li
 
 
 def test_a_port_taken_while_starting_is_tried_once_more_elsewhere(make_pool, monkeypatch, listener):
+    """S08."""
     choose(monkeypatch, listener)
     monkeypatch.setattr(engine_process, "is_port_free", lambda _port: True)
     lines = []
@@ -281,6 +285,7 @@ def test_a_port_taken_while_starting_is_tried_once_more_elsewhere(make_pool, mon
 
 
 def test_a_port_taken_twice_is_a_failure(make_pool, monkeypatch, listener):
+    """S08."""
     choose(monkeypatch, listener, listener)
     monkeypatch.setattr(engine_process, "is_port_free", lambda _port: True)
     with pytest.raises(EngineExited, match=r"\[Errno 98\](?s:.*)\[port-taken\]"):
@@ -288,6 +293,7 @@ def test_a_port_taken_twice_is_a_failure(make_pool, monkeypatch, listener):
 
 
 def test_a_strangers_server_is_never_measured(make_pool, monkeypatch, fake_command):
+    """S09."""
     port = engine_process.free_port()
     command = (*fake_command, "--model", "fake", "--port", str(port))
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as stranger:

@@ -68,9 +68,6 @@ class Tree:
         self.names = {p.pid: " ".join(p.cmdline()) or p.name() for p in members}
         self.shared = set().union(*(_shared_memory_of(p.pid) for p in members))
 
-    def core(self) -> psutil.Process:
-        return next(p for p in self.processes if "EngineCore" in p.name() or "EngineCore" in self.names[p.pid])
-
     def left(self) -> list[str]:
         alive = []
         for process in self.processes:
@@ -85,6 +82,13 @@ class Tree:
             assert time.monotonic() - since < limit_s, f"still there after {limit_s} s: {left}"
             time.sleep(0.01)
         return time.monotonic() - since
+
+
+def core_of(handle) -> psutil.Process:
+    """The process that does the work; its lines in the log name it."""
+    found = re.search(r"\(EngineCore\w* pid=(\d+)\)", Path(handle.log_path).read_text())
+    assert found
+    return psutil.Process(int(found[1]))
 
 
 def tell(row: str, text: str) -> None:
@@ -167,7 +171,7 @@ def test_evidence_a_hang_and_a_stop_with_open_streams(pool):
         assert hits > 0
         tell("O06", f"{hits} tokens found in the prefix cache, {len(states)} optimisations judged")
 
-    core = tree.core()
+    core = core_of(handle)
     with Life(handle) as life, streams(handle, 2):  # C02
         core.suspend()
         since = time.monotonic()
@@ -233,7 +237,7 @@ def test_an_engine_core_killed_under_load_is_noticed_within_a_second(pool):
 
     def kill() -> None:
         killed_at.append(time.monotonic())
-        tree.core().kill()
+        core_of(handle).kill()
 
     def when_measuring(line: str) -> None:
         if "long: warm-up" not in line and not killed_at:

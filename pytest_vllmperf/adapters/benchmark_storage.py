@@ -47,23 +47,30 @@ def resume_comparison(config: Any, given: str | bool | None) -> None:
         session.handle_loading()
 
 
-def store_by_hardware(config: Any, hardware: str) -> None:
+def store_by_hardware(config: Any, hardware: str) -> list[str]:
     """Keep this run in a folder named after the hardware; two runs that end at once save one after the other.
 
     pytest-benchmark's own folders tell operating systems and Python versions apart, but no GPUs. What was measured
-    on other hardware, by workers on other machines, goes into that hardware's folder.
+    on other hardware, by workers on other machines, goes into that hardware's folder. What could not be saved (a full
+    disk) is in the list returned, a sentence each, once pytest-benchmark has finished: it must not undo the run's end.
     """
+    unsaved: list[str] = []
     session = getattr(config, "_benchmarksession", None)
     if session is None or not isinstance(getattr(session.storage, "path", None), Path):
-        return  # a server such as Elasticsearch keeps machines apart, and writers too
+        return unsaved  # a server such as Elasticsearch keeps machines apart, and writers too
     session.machine_id = session.storage.default_machine_id = folder_of(hardware)
 
     def save(output_json: Mapping[str, Any], name: str) -> None:
         for there, part in _by_hardware(output_json, hardware):
-            path = save_run(session.storage.path, part, hardware=there, name=name)
+            try:
+                path = save_run(session.storage.path, part, hardware=there, name=name)
+            except OSError as error:
+                unsaved.append(f"history was not saved: {error}")
+                continue
             session.storage.logger.info(f"Saved benchmark data in: {path}")
 
     session.storage.save = save
+    return unsaved
 
 
 def folder_of(hardware: str) -> str:

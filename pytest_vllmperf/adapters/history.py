@@ -367,8 +367,18 @@ def stored_runs(storage: Path, *, at_most: int | None = None) -> StoredRuns:
             runs.append(_stored_run(path))
         except (OSError, ValueError) as error:  # noqa: PERF203 - one bad file must not hide the others
             warnings.append(f"history file {path} was skipped, it cannot be read: {error}; remove or restore it")
-    runs.sort(key=lambda run: run.datetime)
+    runs = _oldest_first(runs)
     return StoredRuns(runs=tuple(runs[-at_most if at_most else None :]), warnings=tuple(warnings))
+
+
+def _oldest_first(runs: Sequence[StoredRun]) -> list[StoredRun]:
+    """By time between folders, and by their numbers within one: a clock that was set back changes no order."""
+    latest: dict[Path, str] = {}
+    moments = []
+    for run in runs:  # within a folder by number already
+        latest[run.path.parent] = max(run.datetime, latest.get(run.path.parent, ""))
+        moments.append((latest[run.path.parent], run))
+    return [run for _, run in sorted(moments, key=lambda pair: pair[0])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ the host; what stands in them only tells who waits for whom.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -19,6 +20,8 @@ from pytest_vllmperf.errors import EngineError
 __all__ = ["HostLeases", "lease_directory"]
 
 _CPU = "cpu"
+_MOUNTS = Path("/proc/self/mounts")
+_NETWORK = ("nfs", "nfs4", "cifs", "smb3", "9p", "lustre", "fuse.sshfs")
 _POLL_S = 0.1
 _TELL_AFTER_S = 1.0
 _TELL_AGAIN_S = 30.0
@@ -101,6 +104,7 @@ class HostLeases:
     def _try(
         self, directory: Path, engine: str, wanted: Sequence[str], count: int, sharing: Mapping[str, str]
     ) -> dict[str, int] | None:
+        _check_directory(directory)
         directory.mkdir(mode=0o1777, parents=True, exist_ok=True)
         with contextlib.suppress(PermissionError):  # another user's: it has the mode they gave it
             directory.chmod(0o1777)
@@ -128,6 +132,30 @@ class HostLeases:
         for descriptor in held.values():
             _note(descriptor, f"engine {engine!r} of {self._project} (pid {os.getpid()})")
         return held
+
+
+def _check_directory(directory: Path) -> None:
+    """Raise where locks would not hold: through a link somebody prepared, or on a file system without real ones.
+
+    Raises:
+        OSError: The folder is a link, or lies on a network file system.
+    """
+    if directory.is_symlink():
+        raise OSError(errno.ELOOP, "is a link, which somebody may have prepared", str(directory))
+    kind = _file_system(directory)
+    if kind in _NETWORK:
+        raise OSError(errno.ENOLCK, f"lies on a network file system ({kind}), whose locks do not hold", str(directory))
+
+
+def _file_system(directory: Path) -> str:
+    """The type of file system ``directory`` is, or will be, on; empty where the machine does not tell."""
+    try:
+        mounts = [line.split() for line in _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        return ""
+    where = str(directory.absolute())
+    on = [(len(m[1]), m[2]) for m in mounts if len(m) > 2 and (where + "/").startswith(m[1].rstrip("/") + "/")]
+    return max(on, default=(0, ""))[1]
 
 
 def _describe(directory: Path, wanted: Sequence[str], count: int) -> str:

@@ -24,7 +24,7 @@ Device = Literal["cpu", "gpu"]
 REQUIREMENTS = ("gpu",)
 """What an engine may require of the machine."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?/?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LAUNCHING = ("args", "cpu_args", "gpu_args", "env", "cpu_env", "python", "command", "requires")

@@ -279,6 +279,7 @@ def test_stopping_a_willing_engine_takes_no_kill(launch, tmp_path, suspended):
 
 
 def test_members_that_ignore_the_request_are_killed_even_outside_of_the_group(launch, tmp_path):
+    """L12."""
     process = launch(STUBBORN, str(tmp_path))
     pids = pids_of(tmp_path, "leader", "in_group", "escaped")
     process.stop(grace_s=0.1)

@@ -356,6 +356,7 @@ def test_without_a_session_folder_they_are_kept_beside_temporary_files(tmp_path,
 
 @pytest.mark.parametrize("kind", ["writable", "link"])
 def test_a_folder_others_could_have_prepared_is_refused(tmp_path, monkeypatch, kind):
+    """V10, X07."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     folder = tmp_path / "pytest-vllmperf"
     if kind == "writable":

@@ -335,6 +335,7 @@ def by_row(cases):
 
 @pytest.mark.parametrize(("text", "hint_id", "advice"), by_row(USAGE))
 def test_a_command_line_vllm_refuses_has_advice(text, hint_id, advice):
+    """S01, O04."""
     cause = find_cause(f"usage: api_server.py [-h]\napi_server.py: error: {text}\n")
     assert cause is not None
     assert advice in (cause.hint or "")
@@ -343,6 +344,7 @@ def test_a_command_line_vllm_refuses_has_advice(text, hint_id, advice):
 
 @pytest.mark.parametrize(("text", "hint_id", "advice"), by_row(RAISED))
 def test_what_an_engine_core_raises_has_advice(text, hint_id, advice):
+    """S01."""
     prefix = "(EngineCore pid=7) ERROR 01-01 00:00:00 [core.py:1]"
     cause = find_cause(
         f"{prefix} Traceback (most recent call last):\n"

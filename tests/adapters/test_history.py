@@ -355,6 +355,15 @@ def test_runs_come_oldest_first_whatever_folder_they_are_in(tmp_path):
     assert [run.path for run in history.stored_runs(tmp_path).runs] == [older, newer]
 
 
+def test_a_clock_that_was_set_back_changes_no_order(tmp_path):
+    """D04."""
+    first = a_file(tmp_path / "A", "0001_x.json", datetime="2026-03-29T03:30:00+00:00")
+    second = a_file(tmp_path / "A", "0002_x.json", datetime="2026-03-29T02:10:00+00:00")
+    other = a_file(tmp_path / "B", "0001_x.json", datetime="2026-03-29T03:00:00+00:00")
+    third = a_file(tmp_path / "A", "0003_x.json", datetime="2026-03-29T04:00:00+00:00")
+    assert [run.path for run in history.stored_runs(tmp_path).runs] == [other, first, second, third]
+
+
 def test_a_storage_that_does_not_exist_holds_no_runs(tmp_path):
     assert history.stored_runs(tmp_path / "none") == history.StoredRuns(runs=(), warnings=())
 

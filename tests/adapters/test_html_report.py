@@ -110,6 +110,7 @@ def test_no_element_carries_a_style_or_a_handler(page):
 
 
 def test_hostile_texts_change_nothing_but_text(page):
+    """X03."""
     tame = page(sample.with_text(sample.troubled(), lambda text: "word " + text))
     hostile = page(sample.with_text(sample.troubled(), lambda text: EVIL + text))
     assert [(tag, sorted(a)) for tag, a in hostile.tags] == [(tag, sorted(a)) for tag, a in tame.tags]

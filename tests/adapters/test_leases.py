@@ -154,6 +154,7 @@ def test_every_user_of_the_host_may_use_the_files(leases):
 
 
 def test_a_link_in_place_of_a_lock_file_is_refused(leases):
+    """V10, X07."""
     leases._directory.mkdir()
     victim = leases._directory.parent / "victim"
     victim.write_text("precious")
@@ -176,3 +177,27 @@ def test_the_folder_is_one_for_the_host_unless_the_environment_names_another(mon
     assert lease_directory() == Path("/tmp/vllmperf-locks")
     monkeypatch.setenv("VLLMPERF_LOCK_DIR", "/run/gpus")
     assert lease_directory() == Path("/run/gpus")
+
+
+def test_a_folder_that_is_a_link_is_refused(tmp_path):
+    """V10."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "locks").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(EngineError, match="is a link, which somebody may have prepared"):
+        HostLeases(tmp_path / "locks").take("ours", gpus=GPUS, count=1)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("nfs4", True), ("ext4", False)])
+def test_a_network_file_system_is_refused(tmp_path, monkeypatch, kind, refused):
+    """V10: its locks do not hold between hosts, or at all."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/vda / ext4 rw 0 0\nserver:/x {tmp_path} {kind} rw 0 0\nproc /proc proc rw 0 0\n")
+    monkeypatch.setattr("pytest_vllmperf.adapters.leases._MOUNTS", mounts)
+    held = HostLeases(tmp_path / "locks")
+    if refused:
+        with pytest.raises(EngineError, match=f"lies on a network file system .{kind}., whose locks do not hold"):
+            held.take("ours", gpus=GPUS, count=1)
+    else:
+        held.take("ours", gpus=GPUS, count=1)
+        held.give_back("ours")

@@ -99,6 +99,7 @@ def test_an_unknown_metric_names_the_nearest(project):
 
 
 def test_an_engine_that_dies_under_load_gives_its_cause_and_the_next_engine_goes_on(project):
+    """C05."""
     dying = {"name": "dying", "args": {"fake-exit-after-requests": 6}}
     project.write(engines=[dying, {"name": "good"}])
     result = project.run()

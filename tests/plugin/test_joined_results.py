@@ -39,6 +39,7 @@ def values(path):
 
 
 def test_a_killed_run_loses_only_the_test_in_flight(project, monkeypatch):
+    """L01, C05."""
     project.write(suite=KILLED)
     monkeypatch.setenv("KILL", "1")
     assert project.run().ret < 0

@@ -76,6 +76,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize(("name", "optimisation"), [(n, o) for n in EXPECTED for o in OPTIMISATIONS])
 def test_each_optimisation_is_read_from_each_versions_log(name: str, optimisation: str) -> None:
+    """O01."""
     evidence = found(log(name))[optimisation]
     assert (evidence.state, evidence.value) == EXPECTED[name][optimisation]
     assert evidence.proof
@@ -107,6 +108,7 @@ GPU_032 = (
 
 
 def test_without_its_line_async_scheduling_is_unknown_whatever_was_asked() -> None:
+    """O02."""
     given_line = "(APIServer pid=2) INFO 11-23 09:10:31 [u.py:1] non-default args: {'async_scheduling': True}\n"
     evidence = found(given_line + GPU_032, args={"async-scheduling": True})["async scheduling"]
     assert (evidence.state, evidence.met) == ("unknown", None)
@@ -122,6 +124,7 @@ def test_the_servers_own_configuration_proves_async_scheduling(value: bool, stat
 
 
 def test_an_optimisation_turned_off_with_a_warning_is_refuted_by_it() -> None:
+    """O03."""
     warning = (
         "(APIServer pid=2) WARNING 11-23 09:10:31 [vllm.py:1606] Async scheduling not supported with medusa-based "
         "speculative decoding and will be disabled.\n"
@@ -156,6 +159,7 @@ def test_what_was_offloaded_is_part_of_the_proof() -> None:
 
 
 def test_an_offloading_backend_without_a_size_is_refuted() -> None:
+    """O05."""
     text = "non-default args: {'model': 'm', 'kv_offloading_backend': 'native'}\n"
     evidence = found(text)["KV offloading"]
     assert evidence.state == "refuted"
@@ -225,6 +229,7 @@ def test_only_what_was_asked_for_and_is_refuted_is_unmet() -> None:
 
 
 def test_what_nobody_can_prove_is_unmet_only_where_evidence_is_required() -> None:
+    """O02."""
     evidence = gather(log=GPU_032, args={"async-scheduling": True})
     assert unmet(evidence) == ()
     (sentence,) = unmet(evidence, require=True)
