@@ -9,7 +9,7 @@ TWIN   := ./.twins/Qwen2.5-7B-Instruct-twin
 export MODEL
 
 VERSIONS := 0.14.0 0.20.2 0.31.0
-.PHONY: suites suites-gpu quantization test test-real test-versions fuzz docs lint clean help
+.PHONY: suites suites-gpu quantization test test-compat test-random test-real test-versions fuzz docs lint clean help
 
 help:            ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -45,6 +45,12 @@ docs: $(READY)   ## build the documentation into site/ (reference pages are made
 	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --system-certs --group docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 	@echo "docs: open site/index.html"
+
+test-compat: $(READY) ## the seams on every supported pytest, pytest-benchmark, xdist and Python (20 minutes)
+	$(VENV)/bin/nox -f noxfile.py $(ARGS)
+
+test-random: $(READY) ## the project's own tests in random order on two workers
+	$(VENV)/bin/python -m pytest tests/ -p randomly -n 2 $(ARGS)
 
 lint: $(READY)   ## formatting, lint, types, layers
 	$(VENV)/bin/ruff format --check .
