@@ -1,6 +1,7 @@
 """Compatibility: the plugin's own seams on every supported pytest, pytest-benchmark, pytest-xdist and Python.
 
-``make test-compat`` runs all; ``nox -s "compat(3.11, pytest 8.4, benchmark 5.0, no xdist)"`` one. Neither vLLM nor a GPU is needed.
+``make test-compat`` runs all, ``nox -s "compat(3.11, pytest 8.4, benchmark 5.0, no xdist)"`` one of them. Neither vLLM
+nor a GPU is needed.
 """
 
 import os

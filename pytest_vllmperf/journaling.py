@@ -55,14 +55,10 @@ def take(run: Session, state: RunState, report: Any, *, other_failure: bool) -> 
     line = {"test": report.nodeid, "when": report.when, "worker": worker, "other_failure": other_failure}
     if sent is not None:
         evidence = Evidence.from_builtins(sent)
-        known = dict(run.evidence.summaries)
         state.uses_engines = True
         run.add_evidence(evidence, worker=worker)
-        new = {key: summary for key, summary in evidence.summaries.items() if known.get(key) != summary}
-        line |= {
-            "found": replace(evidence, summaries=new).to_builtins(),  # tests share measurements: write each once
-            "fingerprints": {f"{s.engine}/{s.workload}": fingerprint(run, s) for s in new.values()},
-        }
+        prints = {f"{s.engine}/{s.workload}": fingerprint(run, s) for s in evidence.summaries.values()}
+        line |= {"found": sent, "fingerprints": prints}
     if state.journal is None and state.checked:
         state.journal = open_journal(run)
     if state.journal is not None:

@@ -186,7 +186,7 @@ def pytest_runtest_makereport(
             gathered.add_summary(session.loose.pop(0))
         gathered.engines = {name: report for each in names for name, report in session.launched(each).items()}
         gathered.places = {engine: session.environment for engine in gathered.engines}  # noqa: C420 - it costs
-        report.vllmperf = session.redactor.clean_all(gathered.to_builtins())  # type: ignore[attr-defined]
+        report.vllmperf = session.redactor.clean_all(session.news(gathered).to_builtins())  # type: ignore[attr-defined]
         if call.when == "call":
             fate = _fate(session, gathered)
             report.vllmperf_fate = fate  # type: ignore[attr-defined]

@@ -203,6 +203,7 @@ class Session:
     comparisons: dict[str, Compared | VllmPerfError] = field(default_factory=dict)
     loose: list[Summary] = field(default_factory=list)
     limits_sent: str | None = None
+    sent: dict[tuple[str, str, str], Summary] = field(default_factory=dict)
 
     @cached_property
     def selected_engines(self) -> dict[str, EngineConfig]:
@@ -322,6 +323,15 @@ class Session:
                 tell=self.progress,
             ),
         )
+
+    def news(self, evidence: Evidence) -> Evidence:
+        """``evidence`` for the controller, without measurements it was sent before.
+
+        Tests share measurements, and one holds every sample: sending it with each test would cost more than the test.
+        """
+        new = {key: summary for key, summary in evidence.summaries.items() if self.sent.get(key) is not summary}
+        self.sent.update(new)
+        return replace(evidence, summaries=new)
 
     def prove(self, handle: EngineHandle) -> Proof:
         """Look at a live engine for evidence of its optimisations; the latest look is the one reported."""

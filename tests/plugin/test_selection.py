@@ -85,6 +85,21 @@ def test_a_failed_run_is_stored_and_is_no_baseline(project):
     assert (info["outcomes"], info["baseline"]) == ({"output_throughput": "FAIL"}, False)
 
 
+def test_an_interrupted_run_is_stored_and_is_no_baseline(project):
+    suite = """
+    def test_first_token(vllm_measure, vllm_check):
+        vllm_check(vllm_measure("tiny"), "ttft_mean")
+
+    def test_last(vllm_engine):
+        raise KeyboardInterrupt
+    """
+    project.write(suite=suite)
+    assert project.run().ret == 2
+    info = stored(project)[1]["one/tiny::ttft"]
+    assert (info["exit_code"], info["baseline"]) == (2, False)
+    assert info["outcomes"] == {"ttft_mean": "PASS"}
+
+
 def test_comparing_works_as_ever_in_a_run_without_engines(project):
     suite = "def test_it(benchmark):\n    benchmark.pedantic(sum, args=([1],), rounds=2)\n"
     project.write(suite=suite)

@@ -83,6 +83,16 @@ def test_four_engines_are_launched_once_each_in_whatever_order_their_tests_come(
     assert workers.project.launches() == ONCE
 
 
+@pytest.mark.parametrize(("count", "seed"), [(0, 4), (2, 5)])
+def test_pytest_randomly_changes_the_order_and_launches_nothing_twice(workers, count, seed):
+    pytest.importorskip("pytest_randomly")
+    workers.write(*NAMES)
+    result = workers.run(f"-n{count}", "-p", "randomly", f"--randomly-seed={seed}", "-v")
+    result.assert_outcomes(passed=16)
+    assert f"Using --randomly-seed={seed}" in result.stdout.str()
+    assert workers.launches() == ONCE
+
+
 def test_only_selected_engines_are_launched_by_k_and_by_lf(workers):
     workers.write(*NAMES, suite=SUITE + "    assert (vllm_engine.name, number) != ('two', 3)\n")
     result = workers.run("-n2", "-k", "two or three")
