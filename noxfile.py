@@ -14,11 +14,8 @@ nox.options.default_venv_backend = "uv"
 nox.options.reuse_existing_virtualenvs = True
 
 SEAMS = (
-    "tests/plugin/test_engines.py",
     "tests/plugin/test_joined_results.py",
-    "tests/plugin/test_own_suites.py",
     "tests/plugin/test_selection.py",
-    "tests/plugin/test_usage.py",
     "tests/plugin/test_xdist.py",
     "tests/adapters/test_benchmark_storage.py",
     "tests/adapters/test_history.py",
