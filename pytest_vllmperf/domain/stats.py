@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from pytest_vllmperf.domain.metrics import STATISTICS
 
 __all__ = ["peak_window_rate", "reduce_samples", "relative_half_width"]
@@ -20,6 +18,8 @@ def reduce_samples(samples: Sequence[float], statistic: str) -> float | None:
     """
     if not samples or not all(math.isfinite(s) for s in samples):
         return None
+    import numpy as np
+
     quantile = STATISTICS[statistic].quantile
     if quantile is None:
         return float(np.mean(samples))
@@ -34,6 +34,8 @@ def peak_window_rate(at_ns: Sequence[int], amounts: Sequence[float], *, window_n
     """
     if not at_ns:
         return None
+    import numpy as np
+
     order = np.argsort(np.asarray(at_ns, dtype=np.int64), kind="stable")
     times = np.asarray(at_ns, dtype=np.int64)[order]
     if times[-1] - times[0] < window_ns:
@@ -51,6 +53,7 @@ def relative_half_width(samples: Sequence[float], *, confidence: float = 0.95) -
     reduced to n·(1 - ρ)/(1 + ρ) with the lag-1 autocorrelation ρ, as for an AR(1) process
     (Zwiers and von Storch 1995), and ρ below 0 is taken as 0.
     """
+    import numpy as np
     from scipy import stats
 
     values = np.asarray(samples, dtype=np.float64)

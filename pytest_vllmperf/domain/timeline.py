@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from pytest_vllmperf.domain.records import LoadRun, MemorySample, RequestRecord, ServerCounters
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["RequestSpan", "Series", "Timeline", "timeline"]
 
@@ -89,6 +91,8 @@ def timeline(
     origin = min(r.dispatched_ns for r in run.records)
     duration = max(max(r.ended_ns for r in run.records) - origin, 1) * _NS
     width = next((w for w in _BIN_WIDTHS_S if duration <= w * _MOST_BINS), duration / _MOST_BINS)
+    import numpy as np
+
     edges = np.arange(int(np.ceil(duration / width)) + 1) * width
     known = {
         "host_memory": _memory([(s.at_ns, s.host_bytes) for s in memory], origin, width, None),
@@ -125,6 +129,8 @@ def _throughput(records: Sequence[RequestRecord], origin: int, edges: np.ndarray
         at += record.event_ns
         even = 1.0 if record.output_tokens is None else record.output_tokens / max(1, len(record.event_ns))
         amounts += record.event_tokens or [even] * len(record.event_ns)
+    import numpy as np
+
     seconds = (np.asarray(at, dtype=np.int64) - origin) * _NS
     tokens, _ = np.histogram(seconds, bins=edges, weights=np.asarray(amounts, dtype=np.float64))
     return _binned(tokens, edges, "tok/s")
@@ -132,6 +138,8 @@ def _throughput(records: Sequence[RequestRecord], origin: int, edges: np.ndarray
 
 def _concurrency(records: Sequence[RequestRecord], origin: int, edges: np.ndarray) -> Series:
     """The mean number of requests in flight in each bin, from dispatch to end."""
+    import numpy as np
+
     starts = (np.asarray([r.dispatched_ns for r in records], dtype=np.int64) - origin) * _NS
     lasted = (np.asarray([r.ended_ns for r in records], dtype=np.int64) - origin) * _NS - starts
     until = np.asarray([np.clip(edge - starts, 0.0, lasted).sum() for edge in edges])

@@ -220,7 +220,8 @@ def test_results_are_the_same_with_and_without_workers(workers):
         result.stdout.fnmatch_lines(["vllmperf: engines one, two; 2 limits from thresholds.toml"])
         verdicts = {(v["engine"], v["workload"], v["metric"], v["outcome"]) for v in workers.project.report["verdicts"]}
         stored = workers.stored()
-        seen.append((verdicts, set(stored), len(stored["one/tiny::ttft"]["stats"]["data"])))
+        names = {name for name in stored if "::steady_" not in name}  # a steady window is found in some short runs
+        seen.append((verdicts, names, len(stored["one/tiny::ttft"]["stats"]["data"])))
     assert seen[0] == seen[1]
     assert {"one/tiny::ttft", "two/startup::time_to_ready"} <= seen[0][1]
 
