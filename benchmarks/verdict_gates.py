@@ -1,0 +1,137 @@
+"""Whole relative gates on real processes: how often they fail an unchanged engine, and one slower by a tenth.
+
+Every launch is a process of the reference server (``tests/reference_server.py``) behind the product's own pool and
+guardian, loaded by the product's own load process and judged by ``pytest_vllmperf.comparison``. The server's launches
+differ from one another by 1.2 % and its requests by an AR(1) noise, as in the simulation; what the machine adds is
+real. Streams are paced and mostly idle, so several gates run beside each other. The last line is one JSON object.
+
+    python benchmarks/verdict_gates.py [--same 100] [--slower 50] [--jobs 6] [--first 0] [--minutes 60]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from scipy.stats import binomtest
+
+from pytest_vllmperf.adapters.environment import gather_environment
+from pytest_vllmperf.comparison import Comparison, compare
+from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle
+from pytest_vllmperf.domain.quality import QualityTask
+from pytest_vllmperf.domain.summary import Summary, summarize
+from pytest_vllmperf.domain.thresholds import Subject, Thresholds, resolve_tolerance
+from pytest_vllmperf.domain.workload import Workload
+from pytest_vllmperf.experiment import Launch, PoolLauncher
+from pytest_vllmperf.pool import EnginePool
+
+ROOT = Path(__file__).parent.parent
+SERVER = ROOT / "tests" / "reference_server.py"
+PACED = Workload(name="paced", input_tokens=16, output_tokens=16, requests=24, max_concurrency=8)
+METRICS = ("tpot_mean", "e2el_mean", "output_throughput")
+NOISE = {"launch-sd": 0.012, "ar1-phi": 0.5, "ar1-sd": 0.04, "ttft-ms": 60, "tpot-ms": 20}
+SLOWER = 1.10
+
+
+def engine(name: str, seed: str, counter: Path, **more: object) -> EngineConfig:
+    """The reference server with the base noise; each of its launches draws a shift of its own."""
+    args = {**NOISE, "noise-seed": f"{name}-{seed}", "launch-counter": str(counter), **more}
+    command = (sys.executable, str(SERVER))
+    return EngineConfig(name=name, model="reference", args=args, command=command, startup_timeout_s=120)
+
+
+def measured(handle: EngineHandle, asked: Workload | QualityTask) -> Summary:
+    """One load without warm-up, which a server that paces its answers does not need."""
+    from pytest_vllmperf.load.driver import run_load
+
+    assert isinstance(asked, Workload)
+    run = run_load(
+        asked,
+        base_url=handle.base_url,
+        model=handle.model_name,
+        api_key=handle.api_key,
+        token_range=(300, 900),
+        seed=handle.pid,
+    )
+    return summarize(run, engine=handle.name, model=handle.model_name, workload=asked)
+
+
+def gate(number: int, factor: float) -> tuple[dict[str, str], int, float]:
+    """One gate: the outcome of each metric, launches made, seconds taken."""
+    began, launches = time.monotonic(), list[Launch]()
+    with tempfile.TemporaryDirectory(prefix="gate-") as folder:
+        seed, counter = f"{factor}-{number}", Path(folder) / "launches"
+        effects = [] if factor == 1 else [f"flag=slower:tpot*{factor},ttft*{factor}"]
+        baseline = engine("baseline", seed, counter)
+        candidate = engine("candidate", seed, counter, slower=True, **({"effect": effects} if effects else {}))
+        pool = EnginePool(engines={}, environment=MACHINE, directory=Path(folder))
+        subject = Subject(hardware="", model="reference", engine="candidate", workload=PACED.name)
+        limits = tuple(resolve_tolerance(Thresholds(quality_tasks={}), subject, metric) for metric in METRICS)
+        plan = Comparison(
+            baseline=baseline, candidate=candidate, asked=(PACED,), limits={PACED.name: limits}, seed=number
+        )
+        try:
+            found = compare(
+                plan,
+                PoolLauncher(pool=pool, measure_one=measured),
+                progress=lambda _line: None,
+                keep=launches.append,
+            )
+        finally:
+            pool.close()
+    return {v.metric: str(v.outcome) for v in found.verdicts}, len(launches), time.monotonic() - began
+
+
+MACHINE = gather_environment(ROOT, gpus=(), driver=None)
+
+
+def several(count: int, factor: float, arguments: argparse.Namespace, until: float) -> dict[str, object]:
+    """``count`` gates beside each other, fewer where the time is up; how many failed, by metric and in any."""
+
+    def one(number: int) -> tuple[dict[str, str], int, float] | None:
+        return gate(number, factor) if time.monotonic() < until else None
+
+    with ThreadPoolExecutor(arguments.jobs) as threads:
+        done = [g for g in threads.map(one, range(arguments.first, arguments.first + count)) if g is not None]
+    by_metric = {metric: Counter(outcomes[metric] for outcomes, _, _ in done) for metric in METRICS}
+    print(f"\n{len(done)} gates, candidate x {factor}:")
+    for metric, outcomes in by_metric.items():
+        print(f"  {metric}: " + ", ".join(f"{n} {name}" for name, n in sorted(outcomes.items())))
+    return {
+        "gates": len(done),
+        "failed": sum("FAIL" in outcomes.values() for outcomes, _, _ in done),
+        "tpot_failed": by_metric["tpot_mean"]["FAIL"],
+        "launches": round(sum(launches for _, launches, _ in done) / max(1, len(done)), 2),
+        "seconds": round(sum(seconds for _, _, seconds in done) / max(1, len(done)), 1),
+    }
+
+
+def main() -> None:
+    """Run the gates and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--same", type=int, default=100, help="gates of an unchanged engine (default: 100)")
+    parser.add_argument("--slower", type=int, default=50, help="gates of one slower by a tenth (default: 50)")
+    parser.add_argument("--jobs", type=int, default=6, help="gates beside each other (default: 6)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first gate: decides the noise (default: 0)")
+    parser.add_argument("--minutes", type=float, default=60, help="start no gate after this time (default: 60)")
+    arguments = parser.parse_args()
+    until = time.monotonic() + 60 * arguments.minutes
+    slower = several(arguments.slower, SLOWER, arguments, until)
+    same = several(arguments.same, 1.0, arguments, until)
+    if same["gates"]:
+        bound = binomtest(int(same["failed"]), int(same["gates"])).proportion_ci(0.90, method="exact").high
+        print(
+            f"\nunchanged: {same['failed']} of {same['gates']} failed in any of {len(METRICS)} metrics (≤ {bound:.1%})"
+        )
+    print(f"slower by a tenth: {slower['tpot_failed']} of {slower['gates']} failed in TPOT")
+    print(json.dumps({"same": same, "slower": slower}))
+
+
+if __name__ == "__main__":
+    main()
