@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "by_hardware",
+    "conditions_of",
     "fingerprint",
     "history_extra",
     "nothing_judged",
     "other_failures",
+    "subject_of",
     "told_places",
     "unrecorded_limits",
 ]
@@ -117,6 +119,8 @@ def history_extra(
     exit_code: int,
     no_baseline: bool,
     fingerprints: Mapping[str, str],
+    conditions: Mapping[str, Mapping[str, str]] | None = None,
+    subjects: Mapping[str, Mapping[str, object]] | None = None,
     quick: bool = False,
 ) -> dict[str, object]:
     """What is stored beside each value of ``part``, all of which was measured on one kind of hardware.
@@ -134,7 +138,47 @@ def history_extra(
         "quick": quick,
         "baseline": exit_code in SOUND and not no_baseline,
         "fingerprints": dict(fingerprints),
+        "conditions": dict(conditions or {}),
+        "subjects": dict(subjects or {}),
         "outcomes": {f"{v.engine}/{v.workload}::{v.metric}": str(v.outcome) for v in part.verdicts if not v.against},
+    }
+
+
+def conditions_of(run: Session, summary: Summary) -> dict[str, str]:
+    """What must be equal for two values of this measurement to be comparable (see ``domain/series.py``)."""
+    place = run.evidence.places.get(summary.engine, run.environment)
+    config = run.engines.get(summary.engine)
+    gpus = config.gpus if config is not None and place.device == "gpu" else len(place.gpus)
+    return {
+        "hardware": place.hardware,
+        "GPUs": str(gpus),
+        "driver": place.driver or "none",
+        "host": f"{place.cpu}, {place.cores} cores",
+        "model": summary.model,
+        "workload": summary.description.partition("; ")[0],
+        "workers": str(run.options.workers),
+        "shared CPU": "yes" if run.options.share_cpu else "no",
+    }
+
+
+def subject_of(run: Session, summary: Summary) -> dict[str, object]:
+    """What is compared: the version, flags and commit. Enough to launch it again, without secrets."""
+    from pytest_vllmperf.domain.report import redacted
+
+    place = run.evidence.places.get(summary.engine, run.environment)
+    config, report = run.engines.get(summary.engine), run.evidence.engines.get(summary.engine)
+    subject: dict[str, object] = {"vllm": report.version if report else None, "commit": run.environment.commit}
+    if config is None:
+        return subject
+    engine = config.on(place.device)
+    env = {name: redacted(value, env=engine.env, command=engine.command or ()) for name, value in engine.env.items()}
+    return {
+        **subject,
+        "args": dict(engine.args),
+        "env": env,
+        "python": engine.python,
+        "command": engine.command,
+        "control": engine.control,
     }
 
 

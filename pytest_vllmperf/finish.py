@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,8 +40,11 @@ def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts
     from pytest_vllmperf.adapters import history
     from pytest_vllmperf.domain.gate import ExitCode, RunOutcome, exit_code
     from pytest_vllmperf.reporting import write_reports
+    from pytest_vllmperf.suspicion import look_back
 
     evidence = run.evidence
+    earlier = history.earlier_runs(config, at_most=_RUNS_SHOWN)
+    past = look_back(run, earlier, confirm=not _interrupted(session, facts))
     parts = conclusion.by_hardware(evidence, run.environment)
     unrecorded = () if _interrupted(session, facts) else conclusion.unrecorded_limits(run.thresholds, parts)
     outcome = RunOutcome(
@@ -57,9 +61,10 @@ def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts
     if status in {int(code) for code in ExitCode}:  # a run that was interrupted, or broke, has told why
         problems += conclusion.nothing_judged(outcome, engines)
     report = _with_sections(config, _report(run, engines, tuple(evidence.verdicts), tuple(problems), status))
+    if past is not None:
+        report = replace(report, sections=(*report.sections, past))
     for part in parts.values():
         history.record(config, tuple(part.summaries.values()), extra=_history_extra(part, report, run))
-    earlier = history.earlier_runs(config, at_most=_RUNS_SHOWN)
     facts.written = write_reports(
         report,
         run.options.report_directory,
@@ -172,8 +177,6 @@ def _shown(summaries: Iterable[Summary]) -> tuple[Summary, ...]:
 
 def _with_sections(config: pytest.Config, report: Report) -> Report:
     """The report with what hooks add to it. One that fails is told of, and takes nothing else with it."""
-    from dataclasses import replace
-
     from pytest_vllmperf.domain.section import Section
 
     found = {section.id: section for section in report.sections}
@@ -200,4 +203,6 @@ def _history_extra(part: Evidence, report: Report, run: Session) -> dict[str, ob
         quick=run.options.quick,
         no_baseline=run.options.quick or any(engine.reused for engine in part.engines.values()),
         fingerprints={f"{s.engine}/{s.workload}": conclusion.fingerprint(run, s) for s in part.summaries.values()},
+        conditions={f"{s.engine}/{s.workload}": conclusion.conditions_of(run, s) for s in part.summaries.values()},
+        subjects={f"{s.engine}/{s.workload}": conclusion.subject_of(run, s) for s in part.summaries.values()},
     )

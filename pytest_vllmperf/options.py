@@ -281,6 +281,7 @@ def session_of(config: pytest.Config) -> Session:
             record_only=config.getoption("--vllmperf-record-only") or bool(config.getoption("--vllmperf-attribute")),
             require_gpu=_require_gpu(config, [engines[n].requires for n in wanted if n in engines]),
             share_cpu=config.getoption("--vllmperf-share-cpu"),
+            workers=_workers(config),
             judging=_judging(config, engines),
             reuse=config.getoption("--vllmperf-reuse"),
             quality=config.getoption("--vllmperf-quality"),
@@ -368,6 +369,12 @@ def _require_gpu(config: pytest.Config, requires: list[tuple[str, ...]]) -> bool
     if config.getoption("--vllmperf-require-gpu"):
         return True
     return bool(os.environ.get("CI")) and any("gpu" in wanted for wanted in requires)
+
+
+def _workers(config: pytest.Config) -> int:
+    """How many processes of pytest-xdist run tests; 1 without."""
+    given = getattr(config.option, "numprocesses", None)
+    return max(1, given) if isinstance(given, int) else 1
 
 
 def is_worker(config: pytest.Config) -> bool:

@@ -62,6 +62,7 @@ class Options:
     record_only: bool
     require_gpu: bool
     share_cpu: bool
+    workers: int
     reuse: bool
     judging: Judging
     quality: str | None = None

@@ -36,6 +36,7 @@ __all__ = [
     "StoredMetric",
     "StoredRun",
     "StoredRuns",
+    "as_stored",
     "earlier_runs",
     "prepare",
     "pytest_benchmark_scale_unit",
@@ -76,7 +77,8 @@ def record(config: Any, summaries: Sequence[Summary], *, extra: Mapping[str, obj
 
     ``extra`` is stored with every metric. Its ``outcomes``, a mapping from
     ``<engine>/<workload>::<metric>`` to an outcome, is narrowed to the metric's own; of its ``fingerprints``,
-    a mapping from ``<engine>/<workload>``, the measurement's own is kept as ``fingerprint``.
+    a mapping from ``<engine>/<workload>``, the measurement's own is kept as ``fingerprint``; likewise of
+    ``conditions``, and of ``subjects`` as ``subject``.
 
     Raises:
         HistoryError: pytest-benchmark is not active, or its insides are not as known.
@@ -120,6 +122,26 @@ def run_as_file(
         "datetime": at,
         "version": version("pytest-benchmark"),
     }
+
+
+def as_stored(summaries: Sequence[Summary], *, extra: Mapping[str, object], when: str) -> StoredRun:
+    """What :func:`record` would store, as :func:`stored_runs` would read it; ``when`` is ISO 8601."""
+    from pathlib import Path
+
+    metrics = tuple(
+        StoredMetric(
+            fullname=entry.fullname,
+            metric=str(entry.extra_info["metric"]),
+            unit=str(entry.extra_info["unit"]),
+            engine=entry.params["engine"],
+            workload=entry.params["workload"],
+            samples=entry.samples,
+            extra_info=entry.extra_info,
+        )
+        for subject, summary in _subjects(summaries)
+        for entry in _entries(subject, summary, extra)
+    )
+    return StoredRun(path=Path(), datetime=when, machine_info={}, commit_info={}, metrics=metrics)
 
 
 def _turn_saving_on(config: Any, session: Any) -> None:
@@ -194,6 +216,10 @@ def _extra_info(
     fingerprints = info.pop("fingerprints", None)
     if isinstance(fingerprints, Mapping):
         info["fingerprint"] = fingerprints.get(f"{summary.engine}/{summary.workload}")
+    for key, own in (("conditions", "conditions"), ("subjects", "subject")):
+        found = info.pop(key, None)
+        if isinstance(found, Mapping):
+            info[own] = found.get(f"{summary.engine}/{summary.workload}")
     safe = plain(info)
     return safe if isinstance(safe, dict) else {}
 

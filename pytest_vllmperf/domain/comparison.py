@@ -18,7 +18,7 @@ __all__ = [
     "COMPARED",
     "Judged",
     "Sides",
-    "conclusions",
+    "conclusion",
     "confirmed",
     "judge_questions",
     "judge_replicates",
@@ -224,19 +224,14 @@ def shown_change(verdict: Verdict) -> str:
     return f"{signed_percent(verdict.change)} [{signed_percent(interval.low)}, {signed_percent(interval.high)}]"
 
 
-def conclusions(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
-    """One plain sentence for each comparison among ``verdicts``: every workload's changes, the worst news first."""
-    pairs = dict.fromkeys((v.engine, v.against) for v in verdicts if v.against is not None)
-    sentences = []
-    for candidate, baseline in pairs:
-        mine = [v for v in verdicts if (v.engine, v.against) == (candidate, baseline) and not v.built_in]
-        told = [v for v in mine if v.change is not None]
-        by_workload = {w: [v for v in told if v.workload == w] for w in dict.fromkeys(v.workload for v in told)}
-        parts = [f"{w}: {', '.join(map(_told, group))}" for w, group in by_workload.items()]
-        sentences.append(
-            f"{candidate} against {baseline} is {_overall(mine)}" + (f" ({'; '.join(parts)})" if parts else "")
-        )
-    return tuple(sentences)
+def conclusion(verdicts: Sequence[Verdict]) -> str:
+    """The plain sentence about one comparison: the worst news first, then every change by workload."""
+    mine = [v for v in verdicts if not v.built_in]
+    told = [v for v in mine if v.change is not None]
+    by_workload = {w: [v for v in told if v.workload == w] for w in dict.fromkeys(v.workload for v in told)}
+    parts = [f"{w}: {', '.join(map(_told, group))}" for w, group in by_workload.items()]
+    overall = _overall(mine)
+    return f"{overall[0].upper()}{overall[1:]}" + (f" ({'; '.join(parts)})" if parts else "")
 
 
 def _told(verdict: Verdict) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_vllmperf.domain.comparison import conclusions, shown_change
+from pytest_vllmperf.domain.comparison import conclusion, shown_change
 from pytest_vllmperf.domain.metrics import metric
 from pytest_vllmperf.domain.section import Cell, Forest, ForestRow, Kind, Section, Table
 from pytest_vllmperf.domain.thresholds import Outcome, Verdict
@@ -43,7 +43,7 @@ def _section(baseline: str, candidate: str, verdicts: Sequence[Verdict]) -> Sect
     return Section(
         id=f"comparison-{baseline}-{candidate}".replace(".", "-").replace("_", "-"),
         title=f"{candidate} against {baseline}",
-        sentences=conclusions(verdicts),
+        sentences=(conclusion(verdicts),),
         tables=(_table(baseline, candidate, verdicts),),
         forests=forest,
         notes=(_HOW,),
