@@ -64,6 +64,7 @@ def _this_run(run: Session) -> StoredRun:
 def _confirm(run: Session, suspicious: Sequence[SeriesFinding]) -> list[str]:
     """Compare each suspicious engine with its last good self; what stands in the way is told, and fails nothing."""
     from pytest_vllmperf.comparison import compare, pooled_launches
+    from pytest_vllmperf.session import Evidence
 
     notes = []
     for engine in dict.fromkeys(f.series.engine for f in suspicious):
@@ -73,6 +74,7 @@ def _confirm(run: Session, suspicious: Sequence[SeriesFinding]) -> list[str]:
             notes.append(f"{engine} looks suspicious and was not compared with its last good self: {before}")
             continue
         launches: list[Launch] = []
+        evidence = Evidence()
         try:
             plan = _plan(run, before, mine)
             run.progress(plan.announce(None))
@@ -80,11 +82,12 @@ def _confirm(run: Session, suspicious: Sequence[SeriesFinding]) -> list[str]:
         except VllmPerfError as error:
             notes.append(f"{engine} looks suspicious, and its last good self could not be measured: {error}")
         else:
-            run.evidence.verdicts += found.verdicts
+            evidence.verdicts += found.verdicts
         for summary in pooled_launches(launches, experiment=f"{before.name}:{engine}"):
-            run.evidence.add_summary(summary)
+            evidence.add_summary(summary)
         for name in (before.name, engine):
-            run.evidence.engines.update(run.launched(name))
+            evidence.engines.update(run.launched(name))
+        run.add_evidence(evidence, worker="main")
     return notes
 
 
