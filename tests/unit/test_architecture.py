@@ -45,3 +45,9 @@ def test_the_contracts_notice_an_import_that_points_upwards(tmp_path: Path) -> N
     result = lint_imports(tmp_path, ROOT / "pyproject.toml")
     assert result.returncode != 0
     assert "Domain builds upward from records to report BROKEN" in result.stdout
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """Test folders are no packages: pytest would take the second file for the first and collect nothing."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
