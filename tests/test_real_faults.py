@@ -244,25 +244,26 @@ def test_an_engine_core_killed_under_load_is_noticed_within_a_second(pool):
             threading.Timer(2.0, kill).start()
 
     noticed: list[float] = []
-    watched = Life.verdict
 
-    def verdict(self):
-        found = watched(self)
-        if found and not noticed:
-            noticed.append(time.monotonic())
-        return found
+    def follow(life: Life) -> None:
+        until(life.verdict, 120)
+        noticed.append(time.monotonic())
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Life, "verdict", verdict)
+    with Life(handle) as life:
+        watching = threading.Thread(target=follow, args=(life,))
+        watching.start()
         summary = measure(handle, LONG, progress=when_measuring)
+        over_at = time.monotonic()
+        watching.join(30)
     tell(
         "C01",
         f"noticed {noticed[0] - killed_at[0]:.2f} s after the kill, load over after "
-        f"{time.monotonic() - killed_at[0]:.2f} s; {summary.failures}",
+        f"{over_at - killed_at[0]:.2f} s; {summary.failures}",
     )
     assert noticed[0] - killed_at[0] < 2.0
-    assert 0 < summary.completed < 600
-    assert summary.completed + sum(summary.failures.values()) == 600
+    assert over_at - killed_at[0] < 5.0
+    assert summary.completed > 0
+    assert summary.completed + sum(summary.failures.values()) == summary.requests
     since = time.monotonic()
     with pytest.raises(EngineError, match=r"engine 'one' (ended with code 0|does not answer)"):
         engines.ensure_alive("one", serves=True)
