@@ -171,17 +171,6 @@ def _add_judging_options(parser: pytest.Parser) -> None:
         default=None,
         help="Whether too little evidence fails a test. Default: inconclusive in thresholds.toml, else warn.",
     )
-    group.addoption(
-        "--vllmperf-calibrate",
-        action="store_true",
-        help="Propose limits from several launches (3 unless --vllmperf-launches says more) and write them into "
-        "thresholds.toml, showing the difference. Limits are tightened, never loosened.",
-    )
-    group.addoption(
-        "--vllmperf-force",
-        action="store_true",
-        help="Let --vllmperf-calibrate loosen limits as well.",
-    )
 
 
 def _judging(config: pytest.Config, engines: Mapping[str, EngineConfig]) -> Judging:
@@ -197,29 +186,16 @@ def _judging(config: pytest.Config, engines: Mapping[str, EngineConfig]) -> Judg
     for name, least in (("pairs", 2), ("launches", 1), ("rounds", 1)):
         if numbers[name] is not None and numbers[name] < least:
             raise ConfigError(f"--vllmperf-{name}={numbers[name]}: must be {least} or more")
-    calibrate = config.getoption("--vllmperf-calibrate")
-    if config.getoption("--vllmperf-force") and not calibrate:
-        raise ConfigError("--vllmperf-force belongs to --vllmperf-calibrate; nothing else writes limits")
-    if calibrate and numbers["launches"] is not None and numbers["launches"] < _CALIBRATING_LAUNCHES:
-        raise ConfigError(
-            f"--vllmperf-calibrate with --vllmperf-launches={numbers['launches']}: the margin of a limit comes from "
-            f"what changes between launches, so {_CALIBRATING_LAUNCHES} are needed at least"
-        )
     return Judging(
         compare=_pairs_of_engines(config, "--vllmperf-compare", engines),
         attribute=_pairs_of_engines(config, "--vllmperf-attribute", engines),
         budget_s=_budget_s(config),
         pairs=numbers["pairs"] or 10,
         confirm=config.getoption("--vllmperf-confirm"),
-        launches=numbers["launches"] or (_CALIBRATING_LAUNCHES if calibrate else None),
+        launches=numbers["launches"],
         rounds=numbers["rounds"],
         inconclusive=config.getoption("--vllmperf-inconclusive"),
-        calibrate=calibrate,
-        force=config.getoption("--vllmperf-force"),
     )
-
-
-_CALIBRATING_LAUNCHES = 3
 
 
 def _pairs_of_engines(

@@ -83,8 +83,6 @@ class Judging:
         launches: Launches of each engine for limits on levels; None leaves it to the thresholds file.
         rounds: Likewise, rounds of each workload in one launch.
         inconclusive: ``warn`` or ``fail``; None leaves it to the thresholds file.
-        calibrate: Whether limits are proposed and written instead of judged.
-        force: Whether calibrating may loosen limits that are there.
     """
 
     compare: tuple[tuple[str, str], ...] = ()
@@ -95,8 +93,6 @@ class Judging:
     launches: int | None = None
     rounds: int | None = None
     inconclusive: str | None = None
-    calibrate: bool = False
-    force: bool = False
 
 
 @dataclass(slots=True, kw_only=True)

@@ -139,7 +139,6 @@ def test_a_missed_limit_is_a_failure_in_junit(project):
     [
         ("--vllmperf-launches=0", "*--vllmperf-launches=0: must be 1 or more*"),
         ("--vllmperf-pairs=1", "*--vllmperf-pairs=1: must be 2 or more*"),
-        ("--vllmperf-force", "*--vllmperf-force belongs to --vllmperf-calibrate*"),
     ],
 )
 def test_numbers_out_of_range_are_usage_errors(project, option, told):
