@@ -112,5 +112,7 @@ def test_the_plugin_loads_nothing_heavy_where_it_is_not_used(pytester):
         """
     )
     pytester.makepyfile("def test_it():\n    assert True\n")
-    result = pytester.runpytest_subprocess("-s", "-p", "no:benchmark", "-p", "no:hypothesispytest", "-p", "no:anyio")
+    result = pytester.runpytest_subprocess(
+        "-s", *(f"-pno:{other}" for other in ("benchmark", "hypothesispytest", "anyio", "randomly"))
+    )
     assert "HEAVY []" in result.stdout.str(), sys.version
