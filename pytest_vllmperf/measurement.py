@@ -128,6 +128,7 @@ def _measure_once(
         memory=watch.memory,
         counters=(before, *watch.scrapes, after),
         device_memory_bytes=total_memory_bytes(gpus),
+        steady_ns=_steady_ns(run, asked),
         sampled={
             "device_power": ("W", [(s.at_ns, s.power_w) for s in watch.devices]),
             "device_clock": ("ratio", [(s.at_ns, s.sm_clock_ratio) for s in watch.devices]),
@@ -142,6 +143,13 @@ def _measure_once(
         timeline=over_time,
     )
     return _with_devices(summary, watch, gpus=gpus, baseline_bytes=engine.device_baseline_bytes)
+
+
+def _steady_ns(run: LoadRun, workload: Workload) -> tuple[int, int] | None:
+    from pytest_vllmperf.domain.steady import steady_window
+
+    window = steady_window(run, workload, [r for r in run.records if r.succeeded])
+    return None if window is None else (window.start_ns, window.end_ns)
 
 
 def _shown(

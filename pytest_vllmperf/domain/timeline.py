@@ -78,13 +78,14 @@ def timeline(
     memory: Sequence[MemorySample] = (),
     counters: Sequence[ServerCounters | None] = (),
     device_memory_bytes: int | None = None,
-    steady_s: tuple[float, float] | None = None,
+    steady_ns: tuple[int, int] | None = None,
     sampled: Mapping[str, tuple[str, Sequence[tuple[int, float | None]]]] | None = None,
 ) -> Timeline | None:
     """Condense a run; None when nothing was sent.
 
-    ``device_memory_bytes`` is what the engine's GPUs have in all, for the ceiling; ``sampled`` gives
-    further samples by name: their unit, and pairs of monotonic nanoseconds and value.
+    ``device_memory_bytes`` is what the engine's GPUs have in all, for the ceiling; ``steady_ns`` the steady window on
+    the monotonic clock; ``sampled`` gives further samples by name: their unit, and pairs of monotonic nanoseconds and
+    value.
     """
     if not run.records:
         return None
@@ -113,7 +114,7 @@ def timeline(
             },
         },
         slowest=_slowest(run.records, origin),
-        steady_s=steady_s,
+        steady_s=None if steady_ns is None else ((steady_ns[0] - origin) * _NS, (steady_ns[1] - origin) * _NS),
     )
 
 

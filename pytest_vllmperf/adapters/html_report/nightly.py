@@ -20,6 +20,7 @@ _FEWEST = 5
 """Earlier values below which a line says nothing."""
 _MOST_PLOTS = 24
 _NAMED = 6
+_STEPS = "A step is marked where the last two to ten runs are worse than those before (one of 200 scans errs)."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,13 +92,16 @@ def _watched(report: Report) -> Iterator[tuple[str, str, str, float]]:
                 yield (*key, value.value)
 
 
-def trend_section(report: Report, trends: Trends) -> Section | None:
-    """One line for each watched metric with enough stored runs; None without one. Steps to a worse level are marked."""
+def trend_section(report: Report, trends: Trends, *, judged: bool) -> Section | None:
+    """One line for each watched metric with enough stored runs; None without one.
+
+    Steps to a worse level are marked, unless another section has ``judged`` the series already.
+    """
     found = []
     for engine, workload, name, now in _watched(report):
         past = trends.values(engine, workload, name)
         if len(past) >= _FEWEST and metric(name).better is not Better.NEITHER:
-            found.append(_plot(engine, workload, name, [*past, (report.started_at, now)]))
+            found.append(_plot(engine, workload, name, [*past, (report.started_at, now)], scan=not judged))
     if not found:
         return None
     found.sort(key=lambda plot: not plot.markers)
@@ -112,16 +116,16 @@ def trend_section(report: Report, trends: Trends) -> Section | None:
         lines=tuple(found[:_MOST_PLOTS]),
         notes=(
             "Stored runs of the same engine, workload and model on this hardware, this one last.",
-            "A step is marked where the last two to ten runs are worse than those before (one of 200 scans errs).",
+            *(() if judged else (_STEPS,)),
             *more,
         ),
         kind="inconclusive" if stepped else "",
     )
 
 
-def _plot(engine: str, workload: str, name: str, values: Sequence[tuple[str, float]]) -> LinePlot:
+def _plot(engine: str, workload: str, name: str, values: Sequence[tuple[str, float]], *, scan: bool) -> LinePlot:
     entry = metric(name)
-    step = scan_trend([value for _, value in values], better=entry.better).step
+    step = scan_trend([value for _, value in values], better=entry.better).step if scan else None
     markers: tuple[Marker, ...] = ()
     if step is not None:
         sign = "−" if step.change < 0 else "+"

@@ -148,6 +148,28 @@ def phases(summary: Summary) -> Iterator[tuple[str, tuple[Phase, ...]]]:
     ttft, service_ttft, service_e2el = (mean or 0.0 for mean in means)
     parts = (max(0.0, ttft - service_ttft), service_ttft, max(0.0, service_e2el - service_ttft))
     yield "The mean request, as the client saw it", tuple(_stacked(dict(zip(_PHASES, parts, strict=True))))
+    if server := _until_first_token(summary.facts):
+        yield "Until its first token: engine, API server, client", tuple(_stacked(server))
+
+
+def _until_first_token(facts: Mapping[str, object]) -> dict[str, float]:
+    """The mean time to the first token by who took it, from the server's own histograms; empty where it has none."""
+    engine, queue, prefill = (_seconds(facts, name) for name in ("engine_ttft_s", "queue_s", "prefill_s"))
+    if engine is None:
+        return {}
+    known = {"engine: queue": queue or 0.0, "engine: prefill": prefill or 0.0}
+    rest = max(0.0, engine - sum(known.values()))
+    return {
+        **known,
+        "engine: other": rest,
+        "API server": max(0.0, _seconds(facts, "api_server_ttft_s") or 0.0),
+        "client": max(0.0, _seconds(facts, "client_lag_s") or 0.0),
+    }
+
+
+def _seconds(facts: Mapping[str, object], name: str) -> float | None:
+    value = facts.get(name)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _mean(summary: Summary, name: str) -> float | None:

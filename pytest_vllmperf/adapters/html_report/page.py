@@ -145,7 +145,7 @@ def _sections(report: Report, trends: Trends) -> Iterator[Section]:
     """What others contributed, then what the page adds by itself where nobody else did."""
     yield from report.sections
     there = {section.id for section in report.sections}
-    for section in (pareto_section(report), trend_section(report, trends)):
+    for section in (pareto_section(report), trend_section(report, trends, judged="history" in there)):
         if section is not None and section.id not in there:
             yield section
 

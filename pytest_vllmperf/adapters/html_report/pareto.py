@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pytest_vllmperf.domain.metrics import Better, Metric, metric
+from pytest_vllmperf.domain.metrics import Metric, metric
+from pytest_vllmperf.domain.pareto import pareto_front
 from pytest_vllmperf.domain.section import Point, Scatter, Section
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def _plot(
     if len(both) < _FEWEST:
         return
     entry = metric(_ACROSS)
+    front = pareto_front(both, (entry.better, of.better))
     yield Scatter(
         title=workload,
         x_label=entry.label,
@@ -82,15 +84,5 @@ def _plot(
         y_unit=of.unit,
         x_better=entry.better.value,
         y_better=of.better.value,
-        points=tuple(
-            Point(label=engine, x=x, y=y, front=not _beaten((x, y), both.values(), of.better))
-            for engine, (x, y) in both.items()
-        ),
+        points=tuple(Point(label=engine, x=x, y=y, front=engine in front) for engine, (x, y) in both.items()),
     )
-
-
-def _beaten(point: tuple[float, float], others: Iterable[tuple[float, float]], better: Better) -> bool:
-    """True where another point is at least as good in both and better in one (across, more is better)."""
-    sign = -1.0 if better is Better.LOWER else 1.0
-    x, y = point[0], sign * point[1]
-    return any(ox >= x and sign * oy >= y and (ox > x or sign * oy > y) for ox, oy in others)
