@@ -9,7 +9,7 @@ from pytest_vllmperf.domain.records import LoadRun
 
 __all__ = ["Distortion", "distortion"]
 
-_SHARE = 0.04
+_SHARE = 0.045
 """An error of 5 % is too much; a little less is suspected, as it is estimated from samples."""
 _LEAST_S = 0.002
 """Two milliseconds are within what any client on a machine in use is late by, and too little to blame it for."""
