@@ -1,6 +1,7 @@
 """Shared by all tests: pytester, and the fake engine as an EngineConfig's command."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ settings.register_profile("fuzz", deadline=None, max_examples=4_000, derandomize
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "vllmperf"))
 
 pytest_plugins = ["pytester"]
+
+for _ignored, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_ignored) is signal.SIG_IGN:  # under nohup, or behind "&": children would ignore it as well
+        signal.signal(_ignored, _handler)
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
 
