@@ -34,7 +34,7 @@ test-real: $(READY) ## kill, suspend and misconfigure real vLLM, and hold its an
 test-versions: $(READY) $(VERSIONS:%=.venv-%/.ready) ## vLLM 0.14, 0.20, 0.31 and 0.32 in one run (minutes, and 8 GB each)
 	$(VENV)/bin/python -m pytest tests/test_versions.py -m versions $(ARGS)
 
-.venv-%/.ready: scripts/setup-version.sh requirements/overrides-cpu.txt
+.venv-%/.ready: scripts/setup-version.sh scripts/venv-with-uv.sh requirements/overrides-cpu.txt
 	scripts/setup-version.sh .venv-$* $(PYTHON) $*
 	@touch $@
 
@@ -58,7 +58,7 @@ lint: $(READY)   ## formatting, lint, types, layers
 	$(VENV)/bin/mypy
 	PYTHONPATH=. $(VENV)/bin/lint-imports
 
-$(READY): pyproject.toml scripts/setup-venv.sh $(wildcard requirements/*.txt)
+$(READY): pyproject.toml scripts/setup-venv.sh scripts/venv-with-uv.sh $(wildcard requirements/*.txt)
 	scripts/setup-venv.sh $(VENV) $(PYTHON)
 	@touch $@
 

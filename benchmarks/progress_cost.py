@@ -32,8 +32,7 @@ def scrape(number):
         preemptions=0,
         kv_cache_usage=0.5,
         requests_finished=20 * number,
-        ttft_sum_s=4.0 * number,
-        ttft_count=20 * number,
+        latencies={"ttft": (4.0 * number, 20 * number)},
     )
 
 

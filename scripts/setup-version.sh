@@ -7,16 +7,7 @@ venv=${1:?usage: setup-version.sh DIRECTORY PYTHON VERSION}
 python=${2:?usage: setup-version.sh DIRECTORY PYTHON VERSION}
 version=${3:?usage: setup-version.sh DIRECTORY PYTHON VERSION}
 
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv
-
-# As in setup-venv.sh: uv finds wheels on disk where pip does.
-if [ -z "${UV_FIND_LINKS:-}" ]; then
-    UV_FIND_LINKS=${PIP_FIND_LINKS:-$("$venv/bin/python" -m pip config get global.find-links 2>/dev/null || true)}
-    UV_FIND_LINKS=$(echo "$UV_FIND_LINKS" | xargs | tr ' ' ',')
-    export UV_FIND_LINKS
-fi
-[ -n "$UV_FIND_LINKS" ] || unset UV_FIND_LINKS
+. scripts/venv-with-uv.sh
 
 # These releases pin a build of torch ("+cpu") that lies on PyTorch's own index only; the plain release serves as well.
 overrides=$(mktemp)

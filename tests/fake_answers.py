@@ -166,3 +166,14 @@ def _split_in_characters(steps: list[Step]) -> Iterator[Step]:
         wide = next((i for i, byte in enumerate(step.data) if byte >= 0x80), len(step.data) // 2)
         yield Step(step.at_s, step.data[: wide + 1])
         yield Step(step.at_s + 0.002, step.data[wide + 1 :], step.tokens, carries=step.carries)
+
+
+def count_tokens(prompt: object) -> int:
+    """Tokens of a prompt: ids count as they are, text by its words."""
+    if isinstance(prompt, str):
+        return len(prompt.split())
+    if not isinstance(prompt, list):
+        return 0
+    if prompt and isinstance(prompt[0], int):
+        return len(prompt)
+    return sum(count_tokens(part.get("content") if isinstance(part, dict) else part) for part in prompt)

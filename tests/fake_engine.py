@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fake_answers import SHAPES, Script, steps_of, usage
+from fake_answers import SHAPES, Script, count_tokens, steps_of, usage
 
 _MOST_KEPT = 10_000
 _BLOCK = 16
@@ -265,7 +265,7 @@ def _script(engine: Engine, request: dict[str, object], *, chat: bool, shape: st
     return Script(
         chat=chat,
         model=engine.model,
-        prompt_tokens=_count(prompt),
+        prompt_tokens=count_tokens(prompt),
         output_tokens=min(asked, len(words)) if answer and not request.get("ignore_eos") else asked,
         texts=("é", "€", "🙂") if shape == "split-utf8" else words,
         finish_reason="stop" if answer and not request.get("ignore_eos") else "length",
@@ -278,24 +278,13 @@ def _script(engine: Engine, request: dict[str, object], *, chat: bool, shape: st
     )
 
 
-def _count(prompt: object) -> int:
-    """Tokens of a prompt: ids count as they are, text by its words."""
-    if isinstance(prompt, str):
-        return len(prompt.split())
-    if not isinstance(prompt, list):
-        return 0
-    if prompt and isinstance(prompt[0], int):
-        return len(prompt)
-    return sum(_count(part.get("content") if isinstance(part, dict) else part) for part in prompt)
-
-
 def _model_card(engine: Engine) -> dict[str, object]:
     root = engine.options.model
     return {"id": engine.model, "object": "model", "owned_by": "vllm", "root": root, "max_model_len": 4096}
 
 
 def _tokenized(request: dict[str, object]) -> dict[str, object]:
-    count = _count(request.get("prompt", request.get("messages")))
+    count = count_tokens(request.get("prompt", request.get("messages")))
     return {"count": count, "max_model_len": 4096, "tokens": list(range(300, 300 + count))}
 
 

@@ -41,7 +41,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
-from fake_answers import SHAPES, Script, Step, steps_of
+from fake_answers import SHAPES, Script, Step, count_tokens, steps_of
 from reference_metrics import HISTOGRAMS, Histogram, prometheus_text
 from reference_model import Noise, factors_of, flags_in, launch_shift, parse_effect
 
@@ -417,7 +417,7 @@ class Connection(asyncio.Protocol):
             self._send_json({"version": engine.options.version})
         elif path == "/tokenize" and method == "POST":
             asked = json.loads(body)
-            count = _count_tokens(asked.get("prompt", asked.get("messages")))
+            count = count_tokens(asked.get("prompt", asked.get("messages")))
             self._send_json({"count": count, "max_model_len": engine.options.max_model_len, "tokens": [300] * count})
         elif path.startswith("/reference/"):
             self._control(path.removeprefix("/reference/"))
@@ -495,7 +495,7 @@ def _script(engine: Engine, request: dict[str, object], *, chat: bool, shape: st
     return Script(
         chat=chat,
         model=engine.model,
-        prompt_tokens=_count_tokens(request.get("messages") if chat else request.get("prompt")),
+        prompt_tokens=count_tokens(request.get("messages") if chat else request.get("prompt")),
         output_tokens=int(request.get("max_completion_tokens") or request.get("max_tokens") or 16),
         texts=("é", "€", "🙂") if shape == "split-utf8" else (" tok",),
         finish_reason="length",
@@ -506,17 +506,6 @@ def _script(engine: Engine, request: dict[str, object], *, chat: bool, shape: st
         tokens_per_event=engine.options.tokens_per_event,
         shape=shape,
     )
-
-
-def _count_tokens(prompt: object) -> int:
-    """Tokens of a prompt: ids count as they are, text by its words."""
-    if isinstance(prompt, str):
-        return len(prompt.split())
-    if not isinstance(prompt, list):
-        return 0
-    if prompt and isinstance(prompt[0], int):
-        return len(prompt)
-    return sum(_count_tokens(part.get("content") if isinstance(part, dict) else part) for part in prompt)
 
 
 def _count_launch(path: str | None) -> int:

@@ -5,39 +5,22 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from answering import MODEL, engine
 from chat_server import Reply, chat_server
 
-from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle, StartUp
 from pytest_vllmperf.domain.quality import QualityTask
 from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS
 from pytest_vllmperf.errors import TaskError
 from pytest_vllmperf.evaluation import evaluate, evaluate_recorded
 
-MODEL = Path(__file__).parent.parent / "suites" / "models" / "tinymath"
 QUESTIONS = [json.loads(line) for line in (MODEL / "test.jsonl").read_text().splitlines()]
 GOLD = {row["question"]: row["answer"].rsplit("#### ", 1)[-1] for row in QUESTIONS}
 TINYMATH = replace(BUILT_IN_TASKS["tinymath"], questions=40, canaries=False)
 STOCK = QualityTask(
     name="gsm8k", lm_eval_task="gsm8k", data=str(MODEL / "test.jsonl"), questions=40, shots=0, canaries=False
 )
-
-
-def engine(url, model=str(MODEL), name="base"):
-    return EngineHandle(
-        config=EngineConfig(name=name, model=model),
-        device="cpu",
-        base_url=url,
-        model_name="tinymath",
-        api_key="secret",
-        pid=1,
-        command=(),
-        log_path="",
-        version=None,
-        start_up=StartUp(time_to_ready_ns=1, first_request_ttft_ns=1, cold=None),
-    )
 
 
 def gold(prompt):

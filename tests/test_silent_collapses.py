@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
+from answering import MODEL, engine
 from chat_server import Reply, chat_server, tokens_of
 
-from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle, StartUp
 from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS
 from pytest_vllmperf.evaluation import evaluate
 
-MODEL = Path(__file__).parent.parent / "suites" / "models" / "tinymath"
 ROWS = [json.loads(line) for line in (MODEL / "test.jsonl").read_text().splitlines()]
 GOLD = {row["question"]: row["answer"] for row in ROWS}
 
@@ -23,21 +21,6 @@ LOCAL = replace(BUILT_IN_TASKS["tinymath"], questions=30)
 STOCK = replace(BUILT_IN_TASKS["gsm8k"], data=str(MODEL / "test.jsonl"), questions=30, shots=0)
 COT = replace(BUILT_IN_TASKS["gsm8k_cot"], data=str(MODEL / "test.jsonl"), questions=30)
 FLEXIBLE = replace(STOCK, filter="flexible-extract")
-
-
-def engine(url):
-    return EngineHandle(
-        config=EngineConfig(name="base", model=str(MODEL)),
-        device="cpu",
-        base_url=url,
-        model_name="tinymath",
-        api_key="secret",
-        pid=1,
-        command=(),
-        log_path="",
-        version=None,
-        start_up=StartUp(time_to_ready_ns=1, first_request_ttft_ns=1, cold=None),
-    )
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,7 @@ _COUNTERS = {
     "preemptions": ("vllm:num_preemptions_total",),
     "requests_finished": ("vllm:request_success_total",),
     "requests_waiting": ("vllm:num_requests_waiting",),
-    "ttft_count": ("vllm:time_to_first_token_seconds_count",),
 }
-_TTFT_SUM = ("vllm:time_to_first_token_seconds_sum",)
 _CACHE_CONFIG = "vllm:cache_config_info"
 _KV_CACHE_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 _LATENCIES = {
@@ -295,7 +293,7 @@ def parse_counters(text: str, *, at_ns: int) -> ServerCounters:
 
     totals = (f"{name}_{end}" for choices in _LATENCIES.values() for name in choices for end in ("sum", "count"))
     counted = (name for choices in _COUNTERS.values() for name in choices)
-    names = (*counted, *totals, *_KV_CACHE_USAGE, *_TTFT_SUM, _CACHE_CONFIG)
+    names = (*counted, *totals, *_KV_CACHE_USAGE, _CACHE_CONFIG)
     # The full page has a thousand lines, and this runs beside the load: parse only what is asked for.
     wanted = "\n".join(line for line in text.splitlines() if line.startswith(names))
     values: dict[str, list[float]] = {}
@@ -310,13 +308,12 @@ def parse_counters(text: str, *, at_ns: int) -> ServerCounters:
     except ValueError:
         values = {}
     sums = {field: _first(values, choices) for field, choices in _COUNTERS.items()}
-    usage, ttft = _first(values, _KV_CACHE_USAGE), _first(values, _TTFT_SUM)
+    usage = _first(values, _KV_CACHE_USAGE)
     return ServerCounters(
         at_ns=at_ns,
         **{field: None if found is None else int(sum(found)) for field, found in sums.items()},
         kv_cache_usage=None if usage is None else max(usage),
         cache_block_tokens=block,
-        ttft_sum_s=None if ttft is None else sum(ttft),
         latencies=dict(_latencies(values)),
     )
 

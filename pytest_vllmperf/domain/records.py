@@ -207,7 +207,7 @@ class ServerCounters:
 
     ``prefix_cache_queries`` and ``prefix_cache_hits`` count prompt tokens looked up in the prefix cache and found
     there; ``cache_block_tokens`` is the size of one of its blocks. ``requests_finished`` counts those that ended well,
-    ``requests_waiting`` is its queue now; ``ttft_sum_s`` over ``ttft_count`` requests is its own view of TTFT.
+    ``requests_waiting`` is its queue now.
     ``latencies`` holds seconds and observations so far of the server's own histograms, by ``ttft``, ``itl``, ``queue``,
     ``prefill`` and ``decode``.
     """
@@ -222,6 +222,4 @@ class ServerCounters:
     cache_block_tokens: int | None = None
     requests_finished: int | None = None
     requests_waiting: int | None = None
-    ttft_sum_s: float | None = None
-    ttft_count: int | None = None
     latencies: Mapping[str, tuple[float, float]] = field(default_factory=dict)

@@ -84,7 +84,8 @@ def load_status(what: str, counters: tuple[ServerCounters, ...], *, planned: int
     since = next((c for c in counters if (last.at_ns - c.at_ns) * _NS <= _RATE_OVER_S), first)
     since = since if since.at_ns < last.at_ns else first
     finished = _grown(first.requests_finished, last.requests_finished)
-    waited, started = _grown(first.ttft_sum_s, last.ttft_sum_s), _grown(first.ttft_count, last.ttft_count)
+    (waited0, started0), (waited1, started1) = (c.latencies.get("ttft", (None, None)) for c in (first, last))
+    waited, started = _grown(waited0, waited1), _grown(started0, started1)
     tokens, seconds = _grown(since.generation_tokens, last.generation_tokens), (last.at_ns - since.at_ns) * _NS
     return Status(
         what=what,

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from streams import counters
 
@@ -5,7 +7,7 @@ from pytest_vllmperf.domain.records import ServerCounters
 from pytest_vllmperf.domain.status import Status, load_status, show
 
 
-def scrape(seconds: float, **known: float) -> ServerCounters:
+def scrape(seconds: float, **known: Any) -> ServerCounters:
     plain = counters(**{k: v for k, v in known.items() if k == "generation_tokens"})
     from dataclasses import replace
 
@@ -14,10 +16,10 @@ def scrape(seconds: float, **known: float) -> ServerCounters:
 
 def test_a_load_is_told_from_what_the_server_counted_since_its_beginning() -> None:
     seen = (
-        scrape(10, generation_tokens=500, requests_finished=7, ttft_sum_s=1.0, ttft_count=7),
-        scrape(18, generation_tokens=4500, requests_finished=27, ttft_sum_s=5.0, ttft_count=27),
-        scrape(19, generation_tokens=5500, requests_finished=32, ttft_sum_s=6.0, ttft_count=32),
-        scrape(20, generation_tokens=6500, requests_finished=37, ttft_sum_s=7.0, ttft_count=37),
+        scrape(10, generation_tokens=500, requests_finished=7, latencies={"ttft": (1.0, 7)}),
+        scrape(18, generation_tokens=4500, requests_finished=27, latencies={"ttft": (5.0, 27)}),
+        scrape(19, generation_tokens=5500, requests_finished=32, latencies={"ttft": (6.0, 32)}),
+        scrape(20, generation_tokens=6500, requests_finished=37, latencies={"ttft": (7.0, 37)}),
     )
     found = load_status("one: burst", seen, planned=100)
     assert (found.done, found.planned, found.elapsed_s) == (30, 100, 10)
