@@ -1,5 +1,6 @@
 """The load process as a process: its end, its secrets, its failures."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -99,7 +100,9 @@ def test_the_key_is_neither_in_the_arguments_nor_in_the_environment(serve: Serve
     seen: list[tuple[str, str]] = []
 
     def look(_progress: LoadProgress) -> None:
-        seen.extend((" ".join(worker.cmdline()), repr(worker.environ())) for worker in _workers(os.getpid()))
+        for worker in _workers(os.getpid()):
+            with contextlib.suppress(psutil.NoSuchProcess):  # the last word comes when the process has ended
+                seen.append((" ".join(worker.cmdline()), repr(worker.environ())))
 
     server = serve("--fake-shape", "slow-stall")
     server.load(small(requests=1, timeout_s=1.5), api_key="top-secret", progress=look)
