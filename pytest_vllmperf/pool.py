@@ -27,7 +27,7 @@ from pytest_vllmperf.domain.needs import host_memory_bytes, shared_memory_bytes
 from pytest_vllmperf.domain.report import EngineReport
 from pytest_vllmperf.errors import EngineError, EngineExited, EngineUnavailable
 from pytest_vllmperf.keeping import Keeper, KeptProcess, Running, fingerprint
-from pytest_vllmperf.preflight import check_engine
+from pytest_vllmperf.preflight import Checked, check_engine
 from pytest_vllmperf.starting import PortLost, Start, attach
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class _Slot:
     log_path: Path | None = None
     version: str | None = None
     released: bool = False
-    serve: bool = False
+    checked: Checked = field(default_factory=Checked)
     attached: bool = False
     device_before: Mapping[str, int] = field(default_factory=dict)
     fresh: bool = False
@@ -129,10 +129,12 @@ class EnginePool:
                 f"engine {name!r} was stopped already and is launched only once in a run; use it before its release"
             )
         try:
-            slot.serve = check_engine(slot.config, self._environment, tell=self._tell)
+            slot.checked = check_engine(slot.config, self._environment, tell=self._tell)
         except EngineError as error:
             slot.error = error
             raise
+        for warning in slot.checked.warnings:
+            self._tell(f"{name}: {warning}")
         if not (self._keeps(slot) and self._reuse(slot)):
             self._bring_up(slot)
         assert slot.handle is not None
@@ -167,7 +169,7 @@ class EnginePool:
     def _reuse(self, slot: _Slot) -> bool:
         """Take the engine an earlier run kept, if there is one; on a CPU it still waits for its turn."""
         assert self._keeper is not None
-        print_ = fingerprint(slot.config, device=self._environment.device, serve=slot.serve)
+        print_ = fingerprint(slot.config, device=self._environment.device, serve=slot.checked.serve)
         found = self._keeper.find(slot.config, print_, [gpu.uuid for gpu in self._environment.gpus])
         if found is None:
             return False
@@ -356,7 +358,7 @@ class EnginePool:
         api_key = secrets.token_urlsafe(32)
         self._hide(api_key)
         port = (self._ports or engine_process.free_port)()
-        slot.command = engine_process.launch_command(config, port=port, serve=slot.serve)
+        slot.command = engine_process.launch_command(config, port=port, serve=slot.checked.serve)
         env = engine_process.child_environment(
             config,
             device=self._environment.device,
@@ -404,7 +406,7 @@ class EnginePool:
             self._stop(slot)
             raise
         if self._keeper and self._keeps(slot):
-            print_ = fingerprint(config, device=self._environment.device, serve=slot.serve)
+            print_ = fingerprint(config, device=self._environment.device, serve=slot.checked.serve)
             slot.kept = self._keeper.keep(handle, process, print_, slot.gpu_uuids)
         return handle
 
@@ -492,7 +494,7 @@ def _report(slot: _Slot) -> EngineReport:
         version=slot.version,
         log_path=str(slot.log_path) if slot.launches or slot.uses else None,
         launches=slot.launches,
-        warnings=(*_twin_warning(slot.config.model), *_reuse_warning(slot.uses)),
+        warnings=(*slot.checked.warnings, *_twin_warning(slot.config.model), *_reuse_warning(slot.uses)),
         reused=slot.uses > 0,
     )
 

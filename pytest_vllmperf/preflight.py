@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_vllmperf.adapters.engine_process import missing_model
+from pytest_vllmperf.adapters.engine_process import child_environment, missing_model
 from pytest_vllmperf.adapters.interpreter import inspect_interpreter
 from pytest_vllmperf.adapters.vllm_flags import known_flags
 from pytest_vllmperf.domain.flag_check import flag_problems
@@ -20,11 +22,22 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.engine import EngineConfig
     from pytest_vllmperf.domain.environment import Environment
 
-__all__ = ["check_engine"]
+__all__ = ["Checked", "check_engine"]
 
 
-def check_engine(config: EngineConfig, environment: Environment, *, tell: Callable[[str], None]) -> bool:
-    """Refuse what cannot work here; whether the engine's interpreter has a ``vllm serve`` that works.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """An engine that may be launched.
+
+    ``serve`` tells whether its interpreter has a ``vllm serve`` that works, ``warnings`` what could not be checked.
+    """
+
+    serve: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+def check_engine(config: EngineConfig, environment: Environment, *, tell: Callable[[str], None]) -> Checked:
+    """Refuse what cannot work here.
 
     Asking a vLLM which flags it knows takes its import's time (ten seconds and more), once for each version, and
     only where some flag is not among those that every version has.
@@ -36,10 +49,10 @@ def check_engine(config: EngineConfig, environment: Environment, *, tell: Callab
     """
     _check_gpus(config, environment)
     if config.url:
-        return False
+        return Checked()
     if problem := unsafe(config):
         raise EngineError(f"engine {config.name!r}: {problem}")
-    serve = False
+    checked = Checked()
     if config.command is not None:
         _check_executable(config)
     else:
@@ -47,11 +60,11 @@ def check_engine(config: EngineConfig, environment: Environment, *, tell: Callab
             installed = inspect_interpreter(config.python)
         except EngineError as error:
             raise EngineError(f"engine {config.name!r}: {error}") from error
-        _check_flags(config, installed, tell)
-        serve = installed.has_serve
+        unchecked = _check_flags(config, installed, environment, tell)
+        checked = Checked(serve=installed.has_serve, warnings=(unchecked,) if unchecked else ())
     if path := missing_model(config.model):
         raise EngineError(f"engine {config.name!r}: model={config.model!r}: there is nothing at {path}")
-    return serve
+    return checked
 
 
 def _check_gpus(config: EngineConfig, environment: Environment) -> None:
@@ -72,23 +85,30 @@ def _check_executable(config: EngineConfig) -> None:
         )
 
 
-def _check_flags(config: EngineConfig, installed: Interpreter, tell: Callable[[str], None]) -> None:
-    if installed.version is None:
-        return  # a checkout nobody installed: its own parser will tell
-    if "api-server-count" in config.args and not installed.has_serve:
+def _check_flags(
+    config: EngineConfig, installed: Interpreter, environment: Environment, tell: Callable[[str], None]
+) -> str | None:
+    """Refuse flags that the installed vLLM does not know; why they were not looked at, where they were not."""
+    if installed.version and "api-server-count" in config.args and not installed.has_serve:
         raise EngineError(
             f"engine {config.name!r}: 'api-server-count' works with `vllm serve` only, and the command of package "
             f"{installed.distribution} does not run: leave it out here (gpu_args= gives flags to GPUs alone)"
         )
     if not unfamiliar(config.args):
-        return
-    known = known_flags(installed.path, version=installed.version, stamp=installed.stamp, telling=tell)
-    problems = flag_problems(config.args, known or ()) if known else ()
-    if problems:
+        return None
+    if installed.version is None and not installed.stamp:
+        return f"its flags were not checked before the launch: {installed.path} finds no vLLM"
+    version = installed.version or "from a checkout"
+    env = child_environment(config, device=environment.device, api_key="", gpu_uuids=(), base=os.environ)
+    try:
+        known = known_flags(installed.path, version=version, stamp=installed.stamp, env=env, telling=tell)
+    except EngineError as error:
+        return f"its flags were not checked before the launch: the parser of vLLM {version} cannot be asked: {error}"
+    if problems := flag_problems(config.args, known):
         listed = "".join(f"\n  - {problem}" for problem in problems)
         hint = next((found for problem in problems if (found := find_hint(problem))), None)
         advice = f"\n  hint:  {hint}" if hint else ""
         raise EngineError(
-            f"engine {config.name!r}: vLLM {installed.version} does not take these flags, so it was not launched:"
-            f"{listed}{advice}"
+            f"engine {config.name!r}: vLLM {version} does not take these flags, so it was not launched:{listed}{advice}"
         )
+    return None

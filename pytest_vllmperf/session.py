@@ -279,9 +279,12 @@ class Session:
     def environment(self) -> Environment:
         """Facts of this machine. The first use looks for GPUs, so collecting tests never asks."""
         from pytest_vllmperf.adapters.environment import gather_environment
-        from pytest_vllmperf.adapters.gpu import driver_version, list_gpus
+        from pytest_vllmperf.adapters.gpu import driver_version, list_gpus, problem
 
-        return gather_environment(self.options.root, gpus=list_gpus(), driver=driver_version())
+        gpu_problem = problem()
+        if gpu_problem:
+            self.progress(gpu_problem)
+        return gather_environment(self.options.root, gpus=list_gpus(), driver=driver_version(), gpu_problem=gpu_problem)
 
     @cached_property
     def redactor(self) -> Redactor:

@@ -1,6 +1,7 @@
 """Faults between launch and ready (fault plan, S): each told at once, or at its limit, with what to do."""
 
 import json
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -198,6 +199,52 @@ def test_flags_that_every_version_has_ask_nobody(pool, tmp_path, monkeypatch):
     monkeypatch.setattr("pytest_vllmperf.preflight.known_flags", lambda *_a, **_k: pytest.fail("asked"))
     python = foreign_vllm(tmp_path / "env", version="0.14.0")
     pool(command=None, python=python, args={"max-num-seqs": 8, "enforce-eager": True}).acquire("one")
+
+
+def test_flags_that_cannot_be_checked_are_told_and_in_the_report(pool, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    python = foreign_vllm(tmp_path / "env", version="0.99.3")
+    (parser,) = (tmp_path / "env" / "lib").glob("*/site-packages/vllm/utils/argparse_utils.py")
+    parser.write_text("raise ImportError('libcuda.so.1: cannot open shared object file')\n")
+    lines = []
+    engines = pool(command=None, python=python, args={"mode-of": "a"}, progress=lines.append)
+    engines.acquire("one")
+    said = (
+        "its flags were not checked before the launch: the parser of vLLM 0.99.3 cannot be asked: "
+        "ImportError: libcuda.so.1: cannot open shared object file"
+    )
+    assert f"one: {said}" in lines
+    assert [report.warnings for report in engines.reports()] == [(said,)]
+
+
+@pytest.mark.parametrize("distribution", ["vllm", None])
+def test_a_vllm_on_pythonpath_is_asked_for_its_flags_as_the_engine_will_find_it(
+    pool, tmp_path, monkeypatch, fresh_interpreter, distribution
+):
+    """Also a checkout that nobody installed."""
+    foreign_vllm(tmp_path / "env", version="0.99.4", flags=FLAGS)
+    (packages,) = (tmp_path / "env" / "lib").glob("*/site-packages")
+    if distribution is None:
+        shutil.rmtree(packages / "vllm-0.99.4.dist-info")
+        monkeypatch.setattr("pytest_vllmperf.adapters.interpreter._DISTRIBUTIONS", ())
+        (packages / "vllm" / "engine").mkdir()
+        (packages / "vllm" / "engine" / "arg_utils.py").touch()
+    monkeypatch.syspath_prepend(packages)
+    monkeypatch.setenv("PYTHONPATH", str(packages))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    version = "0.99.4" if distribution else "from a checkout"
+    with pytest.raises(EngineError, match=f"vLLM {version} does not take these flags(?s:.*)nearest: --kv-sharing"):
+        pool(command=None, args={"kv-shoring": 1}).acquire("one")
+
+
+@pytest.fixture
+def fresh_interpreter():
+    """What this interpreter has is looked up anew, and once more for whoever comes next."""
+    from pytest_vllmperf.adapters.interpreter import inspect_interpreter
+
+    inspect_interpreter.cache_clear()
+    yield
+    inspect_interpreter.cache_clear()
 
 
 def test_several_api_servers_need_a_command_that_works(pool, tmp_path):

@@ -34,10 +34,13 @@ _BUSY = 0.5
 """Load average for each core above which the machine is called busy."""
 
 
-def gather_environment(repository: Path, *, gpus: Sequence[Gpu], driver: str | None) -> Environment:
+def gather_environment(
+    repository: Path, *, gpus: Sequence[Gpu], driver: str | None, gpu_problem: str | None = None
+) -> Environment:
     """Gather the facts; ``repository`` is the folder whose git commit is under test.
 
-    ``dirty`` tells of changed tracked files: reports and history that a run leaves do not count.
+    ``dirty`` tells of changed tracked files: reports and history that a run leaves do not count. ``gpu_problem``,
+    why GPUs cannot be looked at, is the first of the warnings.
     """
     import psutil
 
@@ -57,7 +60,7 @@ def gather_environment(repository: Path, *, gpus: Sequence[Gpu], driver: str | N
         packages=_packages(),
         commit=_git(repository, "rev-parse", "HEAD"),
         dirty=None if status is None else bool(status),
-        warnings=tuple(_warnings(gpus, cores)),
+        warnings=(*([gpu_problem] if gpu_problem else []), *_warnings(gpus, cores)),
         host=platform.node() or None,
     )
 

@@ -7,10 +7,11 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pytest_vllmperf.domain.flag_check import KnownFlag
+from pytest_vllmperf.errors import EngineError
 
 __all__ = ["known_flags"]
 
@@ -20,11 +21,11 @@ _QUESTION = f"""
 import json, sys
 try:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
-except ImportError:
+except ModuleNotFoundError:
     from vllm.utils import FlexibleArgumentParser
 try:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
-except ImportError:
+except ModuleNotFoundError:
     from vllm.entrypoints.openai.cli_args import make_arg_parser
 flags = [
     {{
@@ -40,55 +41,79 @@ print({_MARK!r} + json.dumps(flags))
 """
 
 
+_SEARCHED = ("PYTHONPATH", "PYTHONHOME")
+_Search = tuple[tuple[str, str | None], ...]
+
+
 def known_flags(
-    python: str, *, version: str, stamp: str, telling: Callable[[str], None] = lambda _line: None
-) -> tuple[KnownFlag, ...] | None:
-    """Every flag of the vLLM that ``python`` has; None where its parser cannot be asked.
+    python: str,
+    *,
+    version: str,
+    stamp: str,
+    env: Mapping[str, str],
+    telling: Callable[[str], None] = lambda _line: None,
+) -> tuple[KnownFlag, ...]:
+    """Every flag of the vLLM that ``python`` has.
 
     Args:
         python: The interpreter.
         version: Of its vLLM.
         stamp: Changes whenever that vLLM's files do (a checkout changes without its version).
+        env: The engine's environment, of which ``PYTHONPATH`` and ``PYTHONHOME`` say where vLLM is found.
         telling: Called with a line when it takes long, which it does once for each version.
+
+    Raises:
+        EngineError: Its parser cannot be asked; the message is the reason alone.
     """
-    return _known_flags(python, version, stamp, telling)
+    found = _known_flags(python, version, stamp, tuple((name, env.get(name)) for name in _SEARCHED), telling)
+    if isinstance(found, str):
+        raise EngineError(found)
+    return found
 
 
 @functools.cache
-def _known_flags(python: str, version: str, stamp: str, telling: Callable[[str], None]) -> tuple[KnownFlag, ...] | None:
-    path = _cache_path(python, version, stamp)
-    kept = _read(path)
-    if kept is None:
-        telling(f"asking vLLM {version} which flags it knows (once for each version)")
-        kept = _ask(python)
-        if kept is not None:
-            _write(path, kept)
-    return None if kept is None else _parsed(kept)
+def _known_flags(
+    python: str, version: str, stamp: str, search: _Search, telling: Callable[[str], None]
+) -> tuple[KnownFlag, ...] | str:
+    """The flags, or why there are none: a parser that fails is not asked once more for each engine."""
+    path = _cache_path(python, version, stamp, search)
+    if (kept := _read(path)) is not None:
+        return kept
+    telling(f"asking vLLM {version} which flags it knows (once for each version)")
+    try:
+        told = _ask(python, search)
+    except subprocess.CalledProcessError as error:
+        lines: list[str] = error.stderr.decode(errors="replace").strip().splitlines()
+        return lines[-1][:300] if lines else f"it ended with exit code {error.returncode}"
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)[:300]
+    flags = _parsed(told)
+    if not flags:
+        return "what it said is no list of flags"
+    _write(path, told)
+    return flags
 
 
-def _cache_path(python: str, version: str, stamp: str) -> Path:
+def _cache_path(python: str, version: str, stamp: str, search: _Search) -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = hashlib.sha256("\0".join((python, version, stamp, _QUESTION)).encode()).hexdigest()[:24]
+    name = hashlib.sha256(repr((python, version, stamp, search, _QUESTION)).encode()).hexdigest()[:24]
     return home / "pytest-vllmperf" / "flags" / f"{name}.json"
 
 
-def _ask(python: str) -> str | None:
-    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+def _ask(python: str, search: _Search) -> str:
+    env = {name: value for name, value in os.environ.items() if name not in _SEARCHED}
+    env |= {name: value for name, value in search if value is not None}
     env |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
-    try:
-        done = subprocess.run(
-            (python, "-c", _QUESTION),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_TIMEOUT_S,
-            check=True,
-            env=env,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
+    done = subprocess.run(
+        (python, "-c", _QUESTION),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=_TIMEOUT_S,
+        check=True,
+        env=env,
+    )
     lines = (line for line in done.stdout.decode(errors="replace").splitlines() if line.startswith(_MARK))
-    told = next(lines, None)
-    return None if told is None else told.removeprefix(_MARK)
+    return next(lines, "").removeprefix(_MARK)
 
 
 def _parsed(text: str) -> tuple[KnownFlag, ...] | None:
@@ -106,12 +131,11 @@ def _parsed(text: str) -> tuple[KnownFlag, ...] | None:
         return None
 
 
-def _read(path: Path) -> str | None:
+def _read(path: Path) -> tuple[KnownFlag, ...] | None:
     try:
-        text = path.read_text(encoding="utf-8")
+        return _parsed(path.read_text(encoding="utf-8")) or None
     except OSError:
         return None
-    return text if _parsed(text) else None
 
 
 def _write(path: Path, text: str) -> None:

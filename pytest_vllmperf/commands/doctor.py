@@ -89,7 +89,7 @@ def _vllm() -> Check:
 
 
 def _gpus() -> Iterator[Check]:
-    from pytest_vllmperf.adapters.gpu import driver_version, list_gpus
+    from pytest_vllmperf.adapters.gpu import driver_version, list_gpus, problem
 
     gpus, driver = list_gpus(), driver_version()
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -104,6 +104,9 @@ def _gpus() -> Iterator[Check]:
         yield Check(name="gpu", state="note", found="none", fix=fix)
     if driver:
         yield Check(name="driver", state="ok", found=driver)
+    elif found := problem():
+        what, _, fix = found.partition(". ")
+        yield Check(name="driver", state="note", found=what, fix=fix)
     else:
         fix = "needed for GPUs only: install NVIDIA's driver, and in a container run it with --gpus all"
         yield Check(name="driver", state="note", found="NVML finds no NVIDIA driver", fix=fix)

@@ -113,6 +113,7 @@ BROKEN = [
 def test_without_a_working_driver_there_are_no_gpus(nvml, monkeypatch, tmp_path, broken):
     """V01."""
     monkeypatch.setattr(inventory, "_DRIVER", tmp_path)
+    monkeypatch.setattr(inventory, "_NODES", tmp_path)
     monkeypatch.setitem(sys.modules, "pynvml", broken)
     assert gpu.list_gpus() == ()
     assert gpu.driver_version() is None
@@ -131,6 +132,20 @@ def test_a_driver_newer_than_its_library_still_has_its_gpus_and_says_what_is_wro
     monkeypatch.setitem(sys.modules, "pynvml", BROKEN[1])
     assert gpu.list_gpus() == (Gpu(index=0, uuid="GPU-aaaa", name="NVIDIA H200", memory_bytes=None),)
     assert gpu.problem().startswith("NVML does not work (Driver/library version mismatch): memory, power and clocks")
+
+
+@pytest.mark.usefixtures("without_visible_devices")
+def test_gpus_that_nothing_describes_are_told_of(nvml, monkeypatch, tmp_path):
+    """V01: a container with the devices and without the driver's library."""
+    monkeypatch.setattr(inventory, "_DRIVER", tmp_path / "none")
+    monkeypatch.setattr(inventory, "_NODES", tmp_path)
+    monkeypatch.setitem(sys.modules, "pynvml", BROKEN[1])
+    assert gpu.problem() is None
+    for name in ("nvidia0", "nvidiactl"):
+        (tmp_path / name).touch()
+    assert "there are GPUs (nvidia0) and nothing tells which, so engines run on the CPU" in gpu.problem()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu.problem() is None  # hidden on purpose
 
 
 @pytest.mark.usefixtures("without_visible_devices")

@@ -42,3 +42,20 @@ def test_a_gateway_that_is_down_changes_nothing_but_is_told(project):
     result = project.run("--vllmperf-push=http://127.0.0.1:9")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["! metrics were not pushed to http://127.0.0.1:9: URLError*"])
+
+
+BROKEN_DRIVER = """
+import pytest_vllmperf.adapters.gpu as gpu
+
+gpu.problem = lambda: "NVML does not work (Driver/library version mismatch): memory is unknown"
+"""
+
+
+def test_a_driver_that_does_not_work_is_told_at_once_and_in_the_report(project):
+    """V01."""
+    project.write(files={"broken_driver.py": BROKEN_DRIVER})
+    result = project.run("-p", "broken_driver")
+    assert result.ret == 0
+    said = "NVML does not work (Driver/library version mismatch): memory is unknown"
+    assert [line.strip() for line in result.outlines].count(f"> {said}") == 1
+    assert project.report["environment"]["warnings"][0] == said

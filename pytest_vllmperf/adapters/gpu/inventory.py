@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["driver_version", "list_gpus", "problem", "total_memory_bytes", "visible"]
 
 _DRIVER = Path("/proc/driver/nvidia/gpus")
+_NODES = Path("/dev")
+_HIDES_ALL = ("", "-1", "NoDevFiles")
 
 
 def list_gpus() -> tuple[Gpu, ...]:
@@ -32,14 +34,23 @@ def list_gpus() -> tuple[Gpu, ...]:
 
 
 def problem() -> str | None:
-    """Why nothing is known of GPUs that are there; None where all is well, or where there are none."""
+    """Why nothing is known of GPUs that are there; None where all is well, none are there, or all are hidden."""
     reason = why_not()
-    if reason is None or not any(True for _ in _from_driver_files()):
+    if reason is None or os.environ.get("CUDA_VISIBLE_DEVICES") in _HIDES_ALL:
         return None
-    return (
-        f"NVML does not work ({reason}): memory, power and clocks of the GPUs are unknown, and limits on them cannot "
-        "be verified. After an update of the driver, restart the machine or reload its modules"
-    )
+    after = "After an update of the driver, restart the machine or reload its modules"
+    if any(True for _ in _from_driver_files()):
+        return (
+            f"NVML does not work ({reason}): memory, power and clocks of the GPUs are unknown, and limits on them "
+            f"cannot be verified. {after}"
+        )
+    nodes = sorted(path.name for path in _NODES.glob("nvidia[0-9]*"))
+    if nodes:
+        return (
+            f"NVML does not work ({reason}): there are GPUs ({', '.join(nodes)}) and nothing tells which, so engines "
+            f"run on the CPU. {after}; a container needs the driver's library too (--gpus all)"
+        )
+    return None
 
 
 def total_memory_bytes(uuids: Sequence[str]) -> int | None:
