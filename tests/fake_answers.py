@@ -14,8 +14,10 @@ SHAPES = (
     *("plain", "four-tokens", "coalesced", "split-utf8", "crlf", "comments", "multi-line", "in-band-error", "cut"),
     *("no-done", "no-usage", "no-finish", "empty", "wrong-length", "http-500", "http-429", "garbage", "not-http"),
     *("html", "slow-stall", "content-length", "close-delimited", "connection-close"),
+    *("abort", "after-done", "huge-line"),
 )
 _FOREVER_S = 3600.0
+_HUGE_BYTES = 17 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,8 @@ def steps_of(script: Script) -> list[Step]:
         script = replace(script, output_tokens=0 if shape == "empty" else max(1, script.output_tokens // 2))
     elif shape == "no-usage":
         script = replace(script, usage_at_end=False, usage_on_each=False)
-    elif shape == "no-finish":
-        script = replace(script, finish_reason="")
+    elif shape in ("no-finish", "abort"):
+        script = replace(script, finish_reason="" if shape == "no-finish" else "abort")
     steps = _stream_steps(script)
     middle = len(steps) // 2
     at_s = steps[middle].at_s
@@ -145,6 +147,10 @@ def steps_of(script: Script) -> list[Step]:
     if shape == "in-band-error":
         error = {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}
         return [*steps[:middle], Step(at_s, _line({"error": error}, shape)), steps[-1]]
+    if shape == "huge-line":
+        return [*steps[:middle], Step(at_s, b"data: " + b"x" * _HUGE_BYTES), *steps[middle:]]
+    if shape == "after-done":
+        return [*steps, *steps[-4:]]
     if shape == "coalesced":
         return list(_coalesced(steps, 4))
     if shape == "split-utf8":

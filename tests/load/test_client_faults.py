@@ -37,6 +37,7 @@ def load(server: ReferenceServer, workload: Workload, **how: object) -> LoadRun:
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_a_character_of_four_bytes_may_be_cut_anywhere(cut: int) -> None:
+    """H23."""
     event = 'data: {"choices":[{"index":0,"text":"🙂"}]}\n\n'.encode()
     place = event.index("🙂".encode()) + cut
     reader = EventReader()
@@ -48,12 +49,14 @@ def test_a_character_of_four_bytes_may_be_cut_anywhere(cut: int) -> None:
 
 
 def test_a_thousand_streams_are_all_served() -> None:
+    """H25: the limit on open files is raised as far as the system allows."""
     with reference_server("--ttft-ms", "300", "--tpot-ms", "50") as server:
         run = load(server, small(requests=1000, max_concurrency=1000, output_tokens=4, timeout_s=60.0))
     assert [record.outcome for record in run.records] == [RequestOutcome.SUCCESS] * 1000
 
 
 def test_more_streams_than_the_system_allows_are_refused_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """H25."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     program = (
         "import resource, sys\n"
@@ -70,7 +73,7 @@ def test_more_streams_than_the_system_allows_are_refused_beforehand(monkeypatch:
 
 
 def test_a_slow_stream_that_moves_is_no_timeout_and_its_pace_is_true() -> None:
-    """A token every two seconds: far apart enough for any idle limit to show."""
+    """H18, H26: a token every two seconds is far apart enough for any idle limit to show."""
     with reference_server("--ttft-ms", "100", "--tpot-ms", "2000", "--keep-alive-s", "1") as server:
         run = load(server, small(requests=1, max_concurrency=1, output_tokens=3))
         truth = server.stamps()[0]["sent_ns"]
@@ -85,6 +88,7 @@ def test_a_slow_stream_that_moves_is_no_timeout_and_its_pace_is_true() -> None:
 
 
 def test_a_proxy_in_the_environment_never_sees_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """H27."""
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     for url in ("http://127.0.0.1:8000", "http://localhost:1", "http://[::1]:8000", "https://x.localhost"):

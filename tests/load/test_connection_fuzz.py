@@ -118,6 +118,7 @@ DRAINS = st.integers(0, 7)
 def test_however_the_reads_fall_a_good_answer_is_the_same_success(
     shape: str, chat: bool, chunked: bool, cuts: list[int], drain: int
 ) -> None:
+    """H24."""
     pieces = split(recorded(shape, chat=chat, chunked=chunked), cuts)
     record, connection = play(pieces, close=False, drain_every=drain)
     assert record is not None
@@ -201,6 +202,7 @@ def test_a_chunk_whose_data_looks_like_the_end_is_not_the_end() -> None:
 @pytest.mark.parametrize("drain", [0, 1, 9])
 @pytest.mark.parametrize("shape", ["plain", "crlf", "split-utf8"])
 def test_every_single_byte_may_come_alone(shape: str, drain: int) -> None:
+    """H23."""
     whole = recorded(shape)
     record, _ = play([bytes([byte]) for byte in whole], close=False, drain_every=drain)
     assert record is not None

@@ -118,6 +118,7 @@ def test_a_stalled_answer_times_out_and_keeps_what_came(serve: Serve) -> None:
 
 
 def test_a_refused_connection_fails_each_request_and_not_the_run(serve: Serve) -> None:
+    """H01."""
     server = serve()
     server.process.terminate()
     server.process.wait(10)
@@ -172,6 +173,7 @@ def test_a_connection_is_reused_only_when_the_server_keeps_it(serve: Serve, shap
 
 
 def test_an_idle_connection_that_the_server_closed_is_not_used_again(serve: Serve) -> None:
+    """H21."""
     server = serve("--fake-keep-alive-s", "0.05")
     run = server.load(small(requests=4, request_rate=4.0, burstiness=math.inf, max_concurrency=None))
     assert {r.outcome for r in run.records} == {RequestOutcome.SUCCESS}
