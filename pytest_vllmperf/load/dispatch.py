@@ -117,7 +117,7 @@ class Dispatcher:
 
     def stop(self, reason: str, *, abandon: bool = False) -> None:
         """Send nothing more; with ``abandon`` what is in flight is given up after two seconds."""
-        if self.stopped is None and (self._queue or self._followers):
+        if self.stopped is None and (self._queue or self._followers or (abandon and self._active)):
             self.stopped = reason
             self.unsent = len(self._exchanges) - self.finished - len(self._active)
             self._queue.clear()
