@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from typing import cast
@@ -35,6 +36,7 @@ class Connection(asyncio.Protocol):
         self.idle_since_ns = 0
         self._on_end = on_end
         self._transport: asyncio.Transport | None = None
+        self._fd: int | None = None
         self._loop = asyncio.get_running_loop()
         self._exchange: Exchange | None = None
         self._reads: list[tuple[int, bytes]] = []
@@ -44,6 +46,9 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are no subclasses
+        socket = transport.get_extra_info("socket")
+        if socket is not None and transport.get_extra_info("ssl_object") is None:
+            self._fd = socket.fileno()
         self.usable = True
         self.idle_since_ns = _now()
 
@@ -57,7 +62,9 @@ class Connection(asyncio.Protocol):
         self.usable = False
         # Before the write, not after it: the bytes wake the server up, which may take this very core for milliseconds.
         exchange.written_ns = _now()
-        self._transport.write(exchange.payload)
+        rest = self._write_at_once(exchange.payload)
+        if rest:
+            self._transport.write(rest)
 
     def data_received(self, data: bytes) -> None:
         """Stamp and stash; look closer only where the answer may be over."""
@@ -112,6 +119,20 @@ class Connection(asyncio.Protocol):
         self.usable = False
         if self._transport is not None:
             self._transport.abort()
+
+    def _write_at_once(self, data: bytes) -> bytes:
+        """Hand bytes to the kernel here and now; what it did not take is returned.
+
+        uvloop writes at the end of a turn of the loop: where many answers end in one, the requests that follow them
+        would all be stamped long before they leave.
+        """
+        assert self._transport is not None
+        if self._fd is None or self._transport.get_write_buffer_size():
+            return data
+        try:
+            return data[os.write(self._fd, data) :]
+        except OSError:
+            return data  # full, or broken: the transport waits, or tells
 
     def _tail(self) -> bytes:
         """The last bytes read, however the reads fell."""
