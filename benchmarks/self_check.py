@@ -6,10 +6,10 @@ What really happened comes from the server's send stamps: a run is distorted whe
 TPOT is off by more than 5 %, and the load generator has noticed when its Summary is INVALID. A 99th percentile may be
 off in a run that is sound otherwise: then it is withheld, and counted apart.
 
-Run it from the repository, on a machine with two cores at least: ``python benchmarks/self_check.py [--each 50]``. The
-last line is one JSON object: ``starved_flagged`` of ``starved`` distorted runs, ``clean_flagged`` of ``clean`` ones,
-``runs``, and of the 99th percentiles ``p99_distorted`` with ``p99_distorted_withheld`` and ``p99_clean`` with
-``p99_clean_withheld``.
+Run it from the repository, on a machine with two cores at least: ``python benchmarks/self_check.py [--each 50]``;
+with ``--log FILE`` it goes on where an earlier call with the same seed stopped. The last line is one JSON object:
+``starved_flagged`` of ``starved`` distorted runs, ``clean_flagged`` of ``clean`` ones, ``runs``, and of the 99th
+percentiles ``p99_distorted`` with ``p99_distorted_withheld`` and ``p99_clean`` with ``p99_clean_withheld``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -152,14 +152,49 @@ def errors_of(run: LoadRun, server: ReferenceServer, seed: int) -> dict[str, flo
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One run: whether it was distorted, whether it was flagged, and the same of its 99th percentiles."""
+    """One run: how far each statistic was off, how far it was said to be, and what was said of the run.
 
-    distorted: bool
-    flagged: bool
-    p99: tuple[tuple[bool, bool], ...]
-    line: str
+    ``errors`` and ``estimates`` are shares of the truth and of the measured value, by statistic.
+    """
+
+    seed: int
+    way: str
+    strength: float
+    errors: dict[str, float]
+    estimates: dict[str, float]
+    invalid: list[str]
+    withheld: list[str]
+    client: dict[str, float | None]
+
+    @property
+    def worst(self) -> str:
+        """The mean or median that is off furthest."""
+        return max((name for name in self.errors if not name.endswith("_p99")), key=lambda name: self.errors[name])
+
+    @property
+    def distorted(self) -> bool:
+        return self.errors[self.worst] > LIMIT
+
+    @property
+    def flagged(self) -> bool:
+        return bool(self.invalid)
+
+    @property
+    def tails(self) -> list[tuple[bool, bool]]:
+        """Of each 99th percentile: whether it was off, and whether it was withheld."""
+        names = [name for name in self.errors if name.endswith("_p99")]
+        return [(self.errors[name] > LIMIT, name in self.withheld) for name in names]
+
+    def __str__(self) -> str:
+        verdict = "flagged" if self.flagged else "clean"
+        wrong = " <- WRONG" if self.distorted != self.flagged else ""
+        estimate = self.estimates.get(self.worst, 0.0)
+        return (
+            f"{self.seed} {self.way:6} {self.strength:.2f}: {self.worst} off by {self.errors[self.worst]:6.1%}, "
+            f"estimated {estimate:6.1%}, {verdict}{wrong}"
+        )
 
 
 def one(way: str, strength: float, core: int, server: ReferenceServer, seed: int) -> Outcome:
@@ -169,15 +204,67 @@ def one(way: str, strength: float, core: int, server: ReferenceServer, seed: int
         run = run_load(WORKLOAD, base_url=server.base_url, model=MODEL, api_key=None, token_range=RANGE, seed=seed)
     errors = errors_of(run, server, seed)
     summary = summarize(run, engine="reference", model=MODEL, workload=WORKLOAD)
-    tails = tuple(name for name in errors if name.endswith("_p99"))
-    worst = max((name for name in errors if name not in tails), key=lambda name: errors[name])
-    estimate = summary.facts["client_error_estimate"].get(worst, 0.0)
-    line = (
-        f"{way:6} {strength:.2f}: {worst} off by {errors[worst]:6.1%}, estimated {estimate:6.1%}, "
-        f"{'flagged' if summary.invalid else 'clean'}"
+    return Outcome(
+        seed=seed,
+        way=way,
+        strength=round(strength, 3),
+        errors={name: round(error, 5) for name, error in errors.items()},
+        estimates=dict(summary.facts["client_error_estimate"]),
+        invalid=list(summary.invalid),
+        withheld=[name for name in errors if summary.metrics[name].value is None],
+        client={name: value for name, value in asdict(run.client).items() if name != "loop"},
     )
-    withheld = tuple((errors[name] > LIMIT, summary.metrics[name].value is None) for name in tails)
-    return Outcome(errors[worst] > LIMIT, bool(summary.invalid), withheld, line)
+
+
+def counted(outcomes: Iterable[Outcome], each: int) -> list[Outcome]:
+    """The first ``each`` distorted runs and the first ``each`` clean ones: nothing is chosen by what was said."""
+    kept: dict[bool, list[Outcome]] = {True: [], False: []}
+    for outcome in outcomes:
+        if len(kept[outcome.distorted]) < each:
+            kept[outcome.distorted].append(outcome)
+    return kept[True] + kept[False]
+
+
+def result_of(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """What the last line says."""
+    starved = [outcome for outcome in outcomes if outcome.distorted]
+    clean = [outcome for outcome in outcomes if not outcome.distorted]
+    tails = [tail for outcome in outcomes for tail in outcome.tails]
+    return {
+        "starved_flagged": sum(outcome.flagged for outcome in starved),
+        "starved": len(starved),
+        "clean_flagged": sum(outcome.flagged for outcome in clean),
+        "clean": len(clean),
+        "runs": len(outcomes),
+        "p99_distorted": sum(off for off, _ in tails),
+        "p99_distorted_withheld": sum(off and held for off, held in tails),
+        "p99_clean": sum(not off for off, _ in tails),
+        "p99_clean_withheld": sum(held and not off for off, held in tails),
+    }
+
+
+def drive(outcomes: list[Outcome], options: argparse.Namespace) -> None:
+    """Runs until enough of both kinds are there, or the time is up; each is logged as soon as it is over."""
+    cores = sorted(os.sched_getaffinity(0))
+    until = time.monotonic() + options.seconds
+    first = 1000 * options.seed + 1
+    with reference_server("--ttft-ms", "80", "--tpot-ms", "10", command=("taskset", "-c", str(cores[0]))) as server:
+        os.sched_setaffinity(0, {cores[1]})
+        for seed in range(first + len(outcomes), first + 6 * options.each):
+            starved = sum(outcome.distorted for outcome in outcomes)
+            enough = {True: starved >= options.each, False: len(outcomes) - starved >= options.each}
+            if all(enough.values()) or time.monotonic() > until:
+                break
+            draw = random.Random(seed)
+            way = draw.choice(WAYS)
+            while (enough[False] and way == "none") or (enough[True] and way == "pulses"):
+                way = draw.choice(WAYS)  # what hardly gives the kind that is still wanted costs time only
+            outcome = one(way, draw.random(), cores[1], server, seed)
+            outcomes.append(outcome)
+            print(outcome, flush=True)
+            if options.log:
+                with options.log.open("a", encoding="utf-8") as log:
+                    log.write(json.dumps(asdict(outcome)) + "\n")
 
 
 def main() -> None:
@@ -185,39 +272,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--each", type=int, default=50, help="distorted and clean runs wanted")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--log", type=Path, help="keep every run in this file, and go on from what it holds")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="begin no run after so long")
     options = parser.parse_args()
-    cores = sorted(os.sched_getaffinity(0))
-    draw, seeds = random.Random(options.seed), 1000 * options.seed
-    most = seeds + 6 * options.each
     outcomes: list[Outcome] = []
-    with reference_server("--ttft-ms", "80", "--tpot-ms", "10", command=("taskset", "-c", str(cores[0]))) as server:
-        os.sched_setaffinity(0, {cores[1]})
-        while seeds < most:
-            starved = sum(outcome.distorted for outcome in outcomes)
-            clean = len(outcomes) - starved
-            if min(starved, clean) >= options.each:
-                break
-            way = draw.choice(WAYS)
-            while (clean >= options.each and way in WAYS[:2]) or (starved >= options.each and way == "pulses"):
-                way = draw.choice(WAYS)  # what cannot give the kind that is still wanted costs time only
-            seeds += 1
-            outcome = one(way, draw.random(), cores[1], server, seed=seeds)
-            # Once there are enough of one kind, no more of it are counted: nothing is chosen by what was said.
-            if (starved if outcome.distorted else clean) < options.each:
-                outcomes.append(outcome)
-            print(outcome.line + (" <- WRONG" if outcome.distorted != outcome.flagged else ""), flush=True)
-    result = {
-        "starved_flagged": sum(o.distorted and o.flagged for o in outcomes),
-        "starved": sum(o.distorted for o in outcomes),
-        "clean_flagged": sum(o.flagged and not o.distorted for o in outcomes),
-        "clean": sum(not o.distorted for o in outcomes),
-        "runs": len(outcomes),
-        "p99_distorted": sum(off for o in outcomes for off, _ in o.p99),
-        "p99_distorted_withheld": sum(off and held for o in outcomes for off, held in o.p99),
-        "p99_clean": sum(not off for o in outcomes for off, _ in o.p99),
-        "p99_clean_withheld": sum(held and not off for o in outcomes for off, held in o.p99),
-    }
-    print(json.dumps(result))
+    if options.log and options.log.exists():
+        outcomes = [Outcome(**json.loads(line)) for line in options.log.read_text(encoding="utf-8").splitlines()]
+    drive(outcomes, options)
+    print(json.dumps(result_of(counted(outcomes, options.each))))
 
 
 if __name__ == "__main__":
