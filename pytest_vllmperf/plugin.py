@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllmperf import collection, hookspecs
+from pytest_vllmperf import asked_tasks, collection, hookspecs
 from pytest_vllmperf.fixtures import (  # noqa: F401 - fixtures are found in the namespace of a plugin
     vllm_attribute,
     vllm_attribution,
@@ -133,6 +133,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if state is None or is_worker(session.config):
         return
     if state.uses_engines:
+        asked_tasks.check_before_launch(session.config, session.items)
         collection.check_before_launch(session.config, session.items)
     else:
         collection.resume_comparison(session.config)
@@ -157,6 +158,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         from pytest_vllmperf.distribution import check_scheduled
 
         check_scheduled(item, session)
+    if session is not None and collection.engines_of(item):
+        asked_tasks.refuse_unavailable(item)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.engine import EngineConfig
     from pytest_vllmperf.domain.environment import Environment
 
-__all__ = ["Checked", "check_engine"]
+__all__ = ["Checked", "check_engine", "lacking"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,8 @@ def check_engine(config: EngineConfig, environment: Environment, *, tell: Callab
         EngineError: Interpreter, executable or model is missing, vLLM does not know a flag, or the flags open the
             machine to others.
     """
-    _check_gpus(config, environment)
+    if (what := lacking(config, environment)) is not None:
+        raise EngineUnavailable(what)
     if config.url:
         return Checked()
     if problem := unsafe(config):
@@ -67,12 +68,14 @@ def check_engine(config: EngineConfig, environment: Environment, *, tell: Callab
     return checked
 
 
-def _check_gpus(config: EngineConfig, environment: Environment) -> None:
+def lacking(config: EngineConfig, environment: Environment) -> str | None:
+    """What this machine lacks that the engine requires, as a sentence; None where it has all."""
     have = len(environment.gpus)
     if environment.device == "cpu" and "gpu" in config.requires:
-        raise EngineUnavailable(f"engine {config.name!r} requires a GPU, and none is visible here")
+        return f"engine {config.name!r} requires a GPU, and none is visible here"
     if environment.device == "gpu" and not config.url and config.gpus > have:
-        raise EngineUnavailable(f"engine {config.name!r} needs {config.gpus} GPUs, and {have} are visible here")
+        return f"engine {config.name!r} needs {config.gpus} GPUs, and {have} are visible here"
+    return None
 
 
 def _check_executable(config: EngineConfig) -> None:

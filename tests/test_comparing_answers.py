@@ -189,7 +189,8 @@ def test_a_reference_asked_in_another_way_is_not_compared_and_that_is_told(tmp_p
 def test_without_stored_answers_of_the_reference_it_says_what_to_do(tmp_path):
     summary = served(right, replace(ASKED, reference="bf16"), store=tmp_path, name="awq").summary
     assert any("no answers of it are stored; evaluate that engine first" in warning for warning in summary.warnings)
-    assert "accuracy_change" not in summary.metrics
+    change = summary.metrics["accuracy_change"]
+    assert (change.value, change.missing) == (None, "no answers of 'bf16' are stored")
 
 
 def test_other_questions_than_the_references_are_left_out_and_counted():

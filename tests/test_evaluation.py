@@ -13,7 +13,7 @@ from chat_server import Reply, chat_server
 from pytest_vllmperf.domain.quality import QualityTask
 from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS
 from pytest_vllmperf.errors import TaskError
-from pytest_vllmperf.evaluation import evaluate, evaluate_recorded
+from pytest_vllmperf.evaluation import check_task, evaluate, evaluate_recorded
 
 QUESTIONS = [json.loads(line) for line in (MODEL / "test.jsonl").read_text().splitlines()]
 GOLD = {row["question"]: row["answer"].rsplit("#### ", 1)[-1] for row in QUESTIONS}
@@ -169,12 +169,15 @@ def test_worked_examples_are_sent_as_turns_of_the_conversation():
         (replace(TINYMATH, questions=501), r"quality task 'tinymath': questions=501 is more than the 500 there are"),
         (replace(TINYMATH, data="/nowhere.jsonl"), r"/nowhere\.jsonl: no such file"),
         (replace(TINYMATH, filter="loose"), r"filter 'loose' is unknown"),
+        (replace(TINYMATH, oracle="{{solution.text}}"), r"oracle='{{solution.text}}' cannot be filled in"),
     ],
 )
 def test_a_task_that_cannot_be_asked_is_refused_before_the_first_request(task, message):
     with chat_server(lambda _: Reply()) as server, pytest.raises(TaskError, match=message):
         evaluate(engine(server.url), task)
     assert server.requests == []
+    with pytest.raises(TaskError, match=message):  # and without any server
+        check_task(engine("").config, task, None)
 
 
 def test_questions_that_come_with_the_model_need_a_model_directory():

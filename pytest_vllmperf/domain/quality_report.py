@@ -146,11 +146,18 @@ def _metrics(
             why,
             value=divergence.top1_agreement if divergence else None,
         )
+    elif answers and (absent := _absent_reference(asked)) is not None:
+        metrics["accuracy_change"] = _mean("accuracy_change", (), f"no answers of {absent!r} are stored")
     if read or unread:
         metrics |= metric_values(
             distributions={}, scalars={"perplexity": perplexity(read)}, missing={"perplexity": unread or ""}
         )
     return metrics
+
+
+def _absent_reference(asked: Asked) -> str | None:
+    """The engine these answers were to be compared with, where that is another one."""
+    return asked.task.reference if asked.task.reference != asked.engine else None
 
 
 def _mean(name: str, samples: Sequence[float], missing: str, *, value: float | None = None) -> MetricValue:
@@ -218,6 +225,8 @@ def _facts(
         "texts_read": len(read),
         **asked.facts,
     }
+    if comparison is None and (absent := _absent_reference(asked)) is not None:
+        facts["not_compared"] = absent
     if comparison is not None:
         facts["reference"] = {
             "engine": comparison.reference,

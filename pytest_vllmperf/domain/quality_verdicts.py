@@ -28,7 +28,8 @@ __all__ = ["judge_quality"]
 def judge_quality(thresholds: Thresholds, subject: Subject, summary: Summary, metrics: Sequence[str]) -> list[Verdict]:
     """Judge ``metrics`` of an evaluation, and where it was compared with a reference always that.
 
-    ``accuracy`` against a floor by its exact interval: PASS when all of it is above, FAIL when all of it is below.
+    ``accuracy`` against a floor by its exact interval: PASS when all of it is above, FAIL when all of it is below. A
+    floor less than ten points above what no model at all scores proves nothing, and what meets it is INVALID.
     ``accuracy_change`` by the exact McNemar test within the tolerance of ``accuracy``. ``kl_mean`` against its
     limit, else against the task's ``broken_kl``: from there on the model is no variant of the reference.
 
@@ -45,8 +46,33 @@ def judge_quality(thresholds: Thresholds, subject: Subject, summary: Summary, me
         elif name == "kl_mean" and limit is None and name in summary.metrics:
             verdicts.append(_divergence(summary))
         else:
-            verdicts.append(judge_level(summary, name, limit))
+            verdict = judge_level(summary, name, limit)
+            verdicts.append(_floor_checked(verdict, summary) if name == "accuracy" else verdict)
     return verdicts
+
+
+_ABOVE_NULL = 0.10
+"""How far above the best null model a floor must be to say anything about a model."""
+
+
+def _floor_checked(verdict: Verdict, summary: Summary) -> Verdict:
+    """``verdict``, unless the floor would let a model pass that knows nothing."""
+    scores, floor = summary.facts.get("null_scores"), verdict.limit.minimum if verdict.limit else None
+    if floor is None or not isinstance(scores, dict) or not scores or verdict.outcome not in _MET:
+        return verdict
+    name, null = max(scores.items(), key=lambda item: float(item[1]))
+    if floor >= null + _ABOVE_NULL:
+        return verdict
+    who = "blind choice" if name == "chance" else f"no model at all ({name})"
+    reason = (
+        f"a floor of {floor:.1%} proves nothing: {who} scores {null:.1%} on these questions, and a floor must be "
+        f"{100 * _ABOVE_NULL:.0f} points above that ({null + _ABOVE_NULL:.1%}); raise it, or compare with a reference "
+        "engine instead (reference = …, tolerance = …)"
+    )
+    return replace(verdict, outcome=Outcome.INVALID, reason=f"{reason}. Measured: {verdict.reason}")
+
+
+_MET = (Outcome.PASS, Outcome.INCONCLUSIVE)
 
 
 def _change(summary: Summary, tolerance: Limit) -> Verdict:
@@ -96,4 +122,8 @@ def _divergence(summary: Summary) -> Verdict:
 
 def _reference(summary: Summary) -> str:
     told = summary.facts.get("reference")
-    return str(told["engine"]) if isinstance(told, dict) and "engine" in told else "the reference"
+    return (
+        str(told["engine"])
+        if isinstance(told, dict) and "engine" in told
+        else str(summary.facts.get("not_compared", "the reference"))
+    )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pytest_vllmperf.domain.answers import Answer, Score
 from pytest_vllmperf.domain.quality import QualityTask
 from pytest_vllmperf.domain.stored_answers import Comparison, StoredAnswers, compare, question_key, settings_key
+from pytest_vllmperf.evaluation.questions import check_task
 
 if TYPE_CHECKING:
     from pytest_vllmperf.adapters.lm_eval_runner import LoadedTask
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.engine import EngineHandle
     from pytest_vllmperf.domain.summary import Summary
 
-__all__ = ["Evaluation", "evaluate", "evaluate_recorded"]
+__all__ = ["Evaluation", "check_task", "evaluate", "evaluate_recorded"]
 
 Progress = Callable[[int, int], None]
 
@@ -215,5 +216,6 @@ def _without_reference(engine: EngineHandle, task: QualityTask, against: Compari
         return None
     return (
         f"not compared with {task.reference!r}: no answers of it are stored; evaluate that engine first (earlier in "
-        "the matrix, or in an earlier run)"
+        "the matrix, or in an earlier run). With pytest-xdist's workers both are evaluated at once: answers are kept, "
+        "so run again, or without -n"
     )

@@ -1,21 +1,22 @@
-"""Everything before the first question: data, the task, the engine's abilities, what right answers score."""
+"""Everything between a loaded task and its first question: the engine's abilities, what right answers score."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vllmperf.domain.preflight import CANARIES, canary_reason, listed_reason, oracle_reason
 from pytest_vllmperf.domain.quality import QualityTask
 from pytest_vllmperf.domain.quality_report import Asked
-from pytest_vllmperf.domain.quality_tasks import DATA_FOLDERS, draw_questions
 from pytest_vllmperf.domain.validity import scores_by_filter
-from pytest_vllmperf.errors import TaskError, TaskUnavailable
+from pytest_vllmperf.errors import TaskUnavailable
+from pytest_vllmperf.evaluation.questions import load_questions
 
 if TYPE_CHECKING:
-    from pytest_vllmperf.adapters.lm_eval_runner import LoadedTask, Rows
+    from pathlib import Path
+
+    from pytest_vllmperf.adapters.lm_eval_runner import LoadedTask
     from pytest_vllmperf.adapters.recording_model import Asking, Target
     from pytest_vllmperf.domain.engine import EngineHandle
 
@@ -80,11 +81,8 @@ def prepare(engine: EngineHandle, task: QualityTask, data: Path | None) -> Ready
         TaskError: It cannot be asked.
         TaskUnavailable: Its data, or the log-likelihoods it needs, cannot be had here.
     """
-    from pytest_vllmperf.adapters import lm_eval_runner
-
-    rows = _rows(engine, task, data)
-    loaded = lm_eval_runner.load_task(task, rows)
-    doc_ids = _drawn(loaded)
+    found = load_questions(engine.config, task, data)
+    loaded, doc_ids = found.loaded, found.doc_ids
     target, asking = _where_and_how(engine, loaded)
     unreadable = _unreadable(engine, loaded, doc_ids, target)
     doubtful: tuple[str, ...] = ()
@@ -103,52 +101,8 @@ def prepare(engine: EngineHandle, task: QualityTask, data: Path | None) -> Ready
             "canaries_asked": len(CANARIES) if task.canaries and not loaded.compares else 0,
             "repeatable": _repeatable(engine, loaded.task),
         },
-        warnings=(*loaded.warnings, *_borrowed(loaded, rows), *_defaults(engine, loaded.task)),
+        warnings=(*found.warnings, *_defaults(engine, loaded.task)),
     )
-
-
-def _rows(engine: EngineHandle, task: QualityTask, data: Path | None) -> Rows | Mapping[str, Rows] | None:
-    """The questions at hand, or None where they come from the hub."""
-    from pytest_vllmperf.adapters.question_files import read_group, read_questions
-
-    fields = ("question", "answer") if _in_gsm8k_format(task) else ()
-    own = _own_data(engine, task)
-    if own is not None:
-        return read_questions(own, fields=fields)
-    if data is None:
-        return None
-    name = str(task.lm_eval_task)
-    return read_group(data, DATA_FOLDERS.get(name, name), fields=fields)
-
-
-def _in_gsm8k_format(task: QualityTask) -> bool:
-    return task.lm_eval_task is None or (task.lm_eval_task or "").startswith("gsm8k")
-
-
-def _own_data(engine: EngineHandle, task: QualityTask) -> str | None:
-    """Where the questions are, ``{model}`` filled in.
-
-    Raises:
-        TaskError: The task's questions come with the model, and this engine's model is no directory.
-    """
-    if task.data is None or "{model}" not in task.data:
-        return task.data
-    folder = Path(engine.config.model).expanduser()
-    if not folder.is_dir():
-        raise TaskError(
-            f"quality task {task.name!r}: data={task.data!r} comes with the model, but engine {engine.name!r} serves "
-            f"{engine.config.model!r}, which is no directory here; give data a path of its own"
-        )
-    return task.data.replace("{model}", str(folder))
-
-
-def _drawn(loaded: LoadedTask) -> tuple[int, ...]:
-    task = loaded.task
-    try:
-        drawn = draw_questions(len(loaded.askable), task.questions, task.seed, fewer_allowed=task.fewer_allowed)
-    except TaskError as error:
-        raise TaskError(f"quality task {task.name!r}: {error}") from None
-    return tuple(loaded.askable[place] for place in drawn)
 
 
 def _where_and_how(engine: EngineHandle, loaded: LoadedTask) -> tuple[Target, Asking]:
@@ -213,14 +167,6 @@ def _null_scores(loaded: LoadedTask, doc_ids: Sequence[int]) -> dict[str, float]
         name: scores_by_filter(score_texts(loaded, texts)).get(loaded.task.filter, 0.0)
         for name, texts in null_answers(loaded, doc_ids).items()
     }
-
-
-def _borrowed(loaded: LoadedTask, rows: object) -> tuple[str, ...]:
-    splits = set(rows) if isinstance(rows, Mapping) else None
-    if loaded.shots <= 0 or splits is None or splits & {"train", "dev"} or "test" not in splits:
-        return ()
-    where = loaded.task.data or "the data"
-    return (f"{where} has no train.jsonl: the worked examples come from other questions of the test itself",)
 
 
 def _defaults(engine: EngineHandle, task: QualityTask) -> tuple[str, ...]:

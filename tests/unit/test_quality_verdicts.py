@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from pytest_vllmperf.domain.gate import judge_all
@@ -100,3 +102,42 @@ def test_an_invalid_evaluation_is_invalid_in_everything():
         summary(0, change=[0.0] * 200, kl=0.001, invalid=["cut"]), accuracy=limit("accuracy", minimum=0.8)
     )
     assert {v.outcome for v in verdicts.values()} == {Outcome.INVALID}
+
+
+@pytest.mark.parametrize(
+    ("right", "floor", "null", "outcome"),
+    [
+        (66, 0.33, {"echo": 0.26, "empty": 0.0}, Outcome.INVALID),
+        (180, 0.33, {"echo": 0.26, "empty": 0.0}, Outcome.INVALID),
+        (20, 0.33, {"echo": 0.26, "empty": 0.0}, Outcome.FAIL),
+        (180, 0.36, {"echo": 0.26, "empty": 0.0}, Outcome.PASS),
+        (180, 0.30, {"chance": 0.25}, Outcome.INVALID),
+        (180, 0.30, {}, Outcome.PASS),
+    ],
+)
+def test_a_floor_that_no_model_at_all_would_nearly_meet_proves_nothing(right, floor, null, outcome):
+    measured = summary(right)
+    measured = replace(measured, facts={**measured.facts, "null_scores": null})
+    verdict = judged(measured, accuracy=limit("accuracy", minimum=floor))["accuracy"]
+    assert verdict.outcome is outcome
+    if outcome is Outcome.INVALID:
+        name, score = max(null.items(), key=lambda item: item[1])
+        who = "blind choice" if name == "chance" else "no model at all (echo)"
+        assert f"a floor of {floor:.1%} proves nothing: {who} scores {score:.1%}" in verdict.reason
+        assert f"({score + 0.1:.1%})" in verdict.reason
+
+
+def test_a_reference_without_stored_answers_is_told_in_the_change_and_no_pass():
+    measured = summary(180)
+    metrics = {
+        **measured.metrics,
+        "accuracy_change": MetricValue(
+            name="accuracy_change", value=None, n=0, samples=(), missing="no answers of 'bf16' are stored"
+        ),
+    }
+    measured = replace(measured, metrics=metrics, facts={"not_compared": "bf16"})
+    verdict = judged(measured)["accuracy_change"]
+    assert verdict.outcome is Outcome.NOT_JUDGED
+    assert verdict.reason == "not compared with bf16: no answers of 'bf16' are stored"
+    required = judged(measured, accuracy=limit("accuracy", tolerance=0.05, required=True))["accuracy_change"]
+    assert required.outcome is Outcome.INCONCLUSIVE
