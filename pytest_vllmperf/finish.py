@@ -95,7 +95,7 @@ def _pushed(report: Report, url: str | None) -> str | None:
     return push_metrics(report, url)
 
 
-def print_report(terminal: Any, report: Report, facts: RunFacts, root: Path) -> None:
+def print_report(terminal: Any, report: Report, facts: RunFacts, *, root: Path, thresholds: Path) -> None:
     """The final table, what others found, problems, the verdict sentence; and annotations in GitHub Actions."""
     import os
 
@@ -117,7 +117,7 @@ def print_report(terminal: Any, report: Report, facts: RunFacts, root: Path) -> 
     if facts.written:
         shown = (path.relative_to(root) if path.is_relative_to(root) else path for path in facts.written)
         terminal.write_line(f"Report: {', '.join(map(str, shown))}")
-    for command in annotation_commands(report, os.environ):
+    for command in annotation_commands(report, os.environ, thresholds=thresholds):
         terminal.write_line(command)
 
 

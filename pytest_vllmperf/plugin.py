@@ -335,7 +335,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     from pytest_vllmperf.finish import print_report
 
-    print_report(terminalreporter, state.report, state, config.rootpath)
+    limits = config.stash[SESSION].options.thresholds_path
+    print_report(terminalreporter, state.report, state, root=config.rootpath, thresholds=limits)
     for problem in state.unsaved:
         terminalreporter.write_line(
             f"! {problem}. All that was measured is in the report; make room, then: vllmperf merge", red=True

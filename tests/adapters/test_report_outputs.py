@@ -11,10 +11,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 import report_samples as sample
+import tomlkit
 from prometheus_client.parser import text_string_to_metric_families
 
 from pytest_vllmperf.adapters import prometheus_text, writers
-from pytest_vllmperf.adapters.github_actions import annotation_commands, append_step_summary
+from pytest_vllmperf.adapters.github_actions import annotation_commands, append_step_summary, limit_line
 from pytest_vllmperf.adapters.request_tables import COLUMNS, requests_path, write_requests
 from pytest_vllmperf.domain.report import Report
 from pytest_vllmperf.errors import ConfigError
@@ -179,8 +180,64 @@ def test_annotations_name_what_is_wrong_worst_first(report: Report) -> None:
     assert "::error file=thresholds.toml,title=FAIL baseline / burst%3A ttft_mean::TTFT mean exceeds it" in commands
     assert "::error title=INVALID max-perf / heavy%3A ttft_mean%2C tpot_mean::0 of 50 requests completed" in commands
     assert any(c.startswith("::warning file=thresholds.toml,title=INCONCLUSIVE max-perf / burst") for c in commands)
-    assert commands[-1].startswith("::warning title=vllmperf::thresholds.toml: limit[4].accuracy applies here")
+    assert commands[-1].startswith("::warning file=thresholds.toml,title=vllmperf::thresholds.toml: limit[4].accuracy")
     assert annotation_commands(report, {}) == ()
+
+
+LIMITS = """version = 1
+
+[[limit]]  # the first
+match = { workload = "burst" }
+"ttft_mean" = { max = "100 ms" }
+tpot_p95.max = "600 ms"
+
+[limit.ttft_p90]
+max = "1 s"
+
+[quality.tasks.gsm8k]
+tpot_mean = 1
+
+[[limit]]
+output_throughput = { min = "1 tok/s" }
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("limit[1].ttft_mean", 5),
+        ("limit[1].tpot_p95", 6),
+        ("limit[1].ttft_p90", 8),
+        ("limit[1].tpot_mean", 3),
+        ("limit[1]", 3),
+        ("limit[2].output_throughput", 15),
+        ("limit[3].ttft_mean", None),
+        ("defaults.launches", None),
+    ],
+)
+def test_a_limit_is_found_at_its_line(place: str, line: int | None) -> None:
+    assert limit_line(LIMITS.splitlines(), place) == line
+
+
+def test_annotations_stand_at_the_line_of_the_limit(report: Report, tmp_path: Path) -> None:
+    limits = tmp_path / "suites" / "gate.toml"
+    limits.parent.mkdir()
+    limits.write_text(LIMITS, encoding="utf-8")
+    environment = {**ACTIONS, "GITHUB_WORKSPACE": str(tmp_path)}
+    commands = annotation_commands(report, environment, thresholds=limits)
+    assert any(c.startswith("::error file=suites/gate.toml,line=5,title=FAIL baseline / burst") for c in commands)
+    assert any(c.startswith("::warning file=suites/gate.toml,line=6,title=INCONCLUSIVE max-perf") for c in commands)
+    assert commands[-1].startswith("::warning file=suites/gate.toml,title=vllmperf::thresholds.toml: limit[4].accuracy")
+
+
+def test_limits_of_this_repository_are_found_at_their_lines() -> None:
+    text = (ROOT / "thresholds.toml").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    for number, table in enumerate(tomlkit.parse(text)["limit"], 1):
+        for metric in table:
+            line = limit_line(lines, f"limit[{number}].{metric}")
+            assert line is not None
+            assert lines[line - 1].split()[0] == metric
 
 
 def test_no_text_starts_a_command_of_its_own(report: Report) -> None:

@@ -21,7 +21,10 @@ def test_every_format_is_written_where_asked_and_github_is_told(project, monkeyp
     assert len((reports / "requests/one-tiny.csv").read_text().splitlines()) == 7
     assert summary.read_text() == (reports / "report.md").read_text() + "\n"
     result.stdout.fnmatch_lines(
-        ["Report: reports/latest/index.html, *metrics.prom, reports/latest/requests", "::error file=thresholds.toml,*"]
+        [
+            "Report: reports/latest/index.html, *metrics.prom, reports/latest/requests",
+            "::error file=thresholds.toml,line=3,*",
+        ]
     )
     cases = {case.get("name"): case for case in ET.parse(project.path / "junit.xml").iter("testcase")}
     first = {p.get("name"): p.get("value") for p in cases["test_first_token[one]"].iter("property")}
