@@ -39,6 +39,7 @@ _FIRST_WORD_TOKEN = 259
 _ENOUGH_WORDS = 64
 _LARGE_VOCABULARY = 5_000
 _UNKNOWN_VOCABULARY = 10_000
+_CLOSES = "the server closes its connections after each answer: every request had a new one"
 
 
 def measure(
@@ -85,7 +86,7 @@ def _measure_once(
     from pytest_vllmperf.watch import Life, Watch
 
     asked = resolved(workload, engine)
-    words = token_range(engine.config.model)
+    words = _words(engine)
 
     def drive(what: Workload, part: str, *, workers: int = 1) -> LoadRun:
         return run_load(
@@ -97,9 +98,11 @@ def _measure_once(
             seed=prompt_seed(asked, part),
             workers=workers,
             called_off=life.verdict,
+            keep_alive=keep_alive,
         )
 
     with Life(engine) as life, ControlClient(engine.base_url, engine.api_key) as control:
+        keep_alive = engine.version is not None or control.keeps_connections(engine.model_name)  # vLLM does
         tell(f"{engine.name}: {asked.name}: warm-up, {warm_up_of(asked).describe()}")
         opening = warm_up(asked, drive)
         workers, capacity = _workers(asked, opening.events_per_s)
@@ -138,7 +141,7 @@ def _measure_once(
     summary = replace(
         summary,
         invalid=(*summary.invalid, *_said(life.verdict())),
-        warnings=(*summary.warnings, *_said(opening.doubt), *watch.failures),
+        warnings=(*summary.warnings, *([] if keep_alive else [_CLOSES]), *_said(opening.doubt), *watch.failures),
         facts={**summary.facts, "warm_up_rounds": opening.rounds, "client_events_per_s": capacity},
         timeline=over_time,
     )
@@ -271,14 +274,26 @@ def prompt_seed(workload: Workload, part: str) -> int:
     return zlib.crc32(f"{workload.name}/{part}/{workload.seed}".encode())
 
 
-def token_range(model: str) -> tuple[int, int]:
+def _words(engine: EngineHandle) -> tuple[int, int]:
+    """Ids prompts for ``engine`` are drawn from; the server is asked where the model's files do not tell (GGUF)."""
+    from pytest_vllmperf.adapters.control_client import ControlClient
+    from pytest_vllmperf.adapters.model_files import vocabulary_size
+
+    if vocabulary_size(engine.config.model) is not None:
+        return token_range(engine.config.model)
+    with ControlClient(engine.base_url, engine.api_key) as control:
+        return token_range(engine.config.model, told=control.vocabulary_tokens(engine.model_name))
+
+
+def token_range(model: str, *, told: int | None = None) -> tuple[int, int]:
     """Ids prompts are drawn from, as ``[low, high)``: ordinary words, neither specials nor single bytes.
 
-    Large vocabularies keep their specials at the end, so the last tenth is left out there.
+    Large vocabularies keep their specials at the end, so the last tenth is left out there. ``told`` is the size
+    of the vocabulary by the server, for a model whose files do not tell.
     """
     from pytest_vllmperf.adapters.model_files import vocabulary_size
 
-    size = vocabulary_size(model) or _UNKNOWN_VOCABULARY
+    size = vocabulary_size(model) or told or _UNKNOWN_VOCABULARY
     low = _FIRST_WORD_TOKEN if size >= _FIRST_WORD_TOKEN + _ENOUGH_WORDS else size // 2
     return low, size - size // 10 if size >= _LARGE_VOCABULARY else size
 

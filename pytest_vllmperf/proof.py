@@ -38,6 +38,8 @@ def prove(handle: EngineHandle) -> Proof:
     env = {**handle.config.env, "VLLM_API_KEY": handle.api_key or ""}
     shown = partial(redacted, env=env, command=handle.command)
     evidence = gather(log=log, args=handle.config.args, metrics=metrics, server_info=server_info)
+    if handle.config.is_template and not handle.config.serves_vllm:  # nobody expects vLLM's of another server
+        evidence = tuple(item for item in evidence if item.requested is not None)
     return Proof(
         evidence=tuple(replace(item, proof=shown(item.proof)) for item in evidence),
         warnings=tuple(shown(warning) for warning in startup_log.warnings_in(log)),

@@ -99,7 +99,10 @@ def chat_server(
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if self.path == "/tokenize":
                 text = body.get("prompt") or "".join(m["content"] for m in body["messages"])
-                self.send(200 if tokenizes else 404, json.dumps({"tokens": tokens_of(text)}).encode())
+                self.send(
+                    200 if tokenizes else 404,
+                    json.dumps({"count": len(tokens_of(text)), "tokens": tokens_of(text)}).encode(),
+                )
                 return
             if "prompt_logprobs" in body:
                 self.send(200, scored(body, likelihood))

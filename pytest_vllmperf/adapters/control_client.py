@@ -39,6 +39,8 @@ _LATENCIES = {
 }
 """Names differ between versions of vLLM; the first that is there counts."""
 _EXCERPT = 500
+_CLOSES_TIMEOUT_S = 30.0
+_CLOSES_WITHIN_S = 0.25
 _READINESS_REQUEST = {
     "prompt": "1 + 1 =",
     "max_tokens": 4,
@@ -158,13 +160,22 @@ class ControlClient:
 
     def context_tokens(self, name: str) -> int | None:
         """How many tokens the context of the model served as ``name`` holds; None where the server does not tell."""
+        return self._told_of(name, "max_model_len", "n_ctx")
+
+    def vocabulary_tokens(self, name: str) -> int | None:
+        """How many tokens the model served as ``name`` knows; None where the server does not tell, as vLLM."""
+        return self._told_of(name, "vocab_size", "n_vocab")
+
+    def _told_of(self, name: str, *keys: str) -> int | None:
+        """A number ``/v1/models`` tells of a model: vLLM in its entry, llama.cpp's server in ``meta`` of it."""
         response = self._get("/v1/models")
         try:
             entries = [] if response is None else response.json()["data"]
-            told = next((entry.get("max_model_len") for entry in entries if entry.get("id") == name), None)
+            facts = next(({**(e.get("meta") or {}), **e} for e in entries if e.get("id") == name), {})
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        return told if isinstance(told, int) and not isinstance(told, bool) and told > 0 else None
+        numbers = (facts.get(key) for key in keys)
+        return next((n for n in numbers if isinstance(n, int) and not isinstance(n, bool) and n > 0), None)
 
     def version(self) -> str | None:
         """The server's version, None where it does not tell (only vLLM has ``/version``)."""
@@ -215,6 +226,32 @@ class ControlClient:
         if arrived_ns is None:
             raise EngineError(f"{self.base_url}/v1/completions: the stream ended without a token")
         return FirstToken(ttft_ns=arrived_ns - sent_ns, text=text)
+
+    def keeps_connections(self, model: str) -> bool:
+        """Whether a connection lives on after a streamed answer; True where that cannot be found out.
+
+        llama.cpp's server promises it (``Keep-Alive: timeout=5``) and closes: a request written meanwhile is lost.
+        """
+        import http.client
+        import select
+        from urllib.parse import urlsplit
+
+        url = urlsplit(self.base_url)
+        if url.scheme != "http" or not url.hostname:
+            return True
+        connection = http.client.HTTPConnection(url.hostname, url.port or 80, timeout=_CLOSES_TIMEOUT_S)
+        body = json.dumps({**_READINESS_REQUEST, "model": model})
+        try:
+            key = self._client.headers.get("Authorization")
+            headers = {"Content-Type": "application/json", **({"Authorization": key} if key else {})}
+            connection.request("POST", "/v1/completions", body, headers)
+            connection.getresponse().read()
+            # None: it said so. Readable: it is closed, or out of step
+            return connection.sock is not None and not select.select([connection.sock], [], [], _CLOSES_WITHIN_S)[0]
+        except (OSError, http.client.HTTPException):
+            return True
+        finally:
+            connection.close()
 
     def counters(self) -> ServerCounters:
         """The server's counters now. A server without ``/metrics`` gives None for each, never an error."""

@@ -35,6 +35,7 @@ class Dispatcher:
         max_concurrency: Requests in flight at most, or None.
         openings_ns: When each of a closed loop's slots opens after the start; None opens all at once.
         max_seconds: Nothing more is sent so long after the start; None sends all.
+        keep_alive: Whether a connection carries another request once its answer is over.
         timeout_s: For each request, from its dispatch.
         on_end: Called with each exchange when it is over, outside the path of the reads.
     """
@@ -49,6 +50,7 @@ class Dispatcher:
         timeout_s: float,
         openings_ns: Sequence[int] | None = None,
         max_seconds: float | None = None,
+        keep_alive: bool = True,
         on_end: Callable[[Exchange], None] = lambda _exchange: None,
     ) -> None:
         self.finished = 0
@@ -61,6 +63,7 @@ class Dispatcher:
         self._cap = max_concurrency or len(exchanges)
         self._openings_ns = openings_ns
         self._max_seconds = max_seconds
+        self._keep_alive = keep_alive
         self._timeout_s = timeout_s
         self._on_end = on_end
         self._queue = deque(e for e in exchanges if e.follows is None)
@@ -225,8 +228,10 @@ class Dispatcher:
         self._over(exchange)
 
     def _answered(self, connection: Carrier, exchange: Exchange) -> None:
-        if connection.usable:
+        if connection.usable and self._keep_alive:
             self._idle.append(connection)
+        else:
+            connection.close()
         self._over(exchange)
 
     def _over(self, exchange: Exchange) -> None:

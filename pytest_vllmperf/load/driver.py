@@ -83,6 +83,7 @@ def run_load(
     workers: int | None = None,
     progress: Follow | None = None,
     called_off: CalledOff | None = None,
+    keep_alive: bool = True,
 ) -> LoadRun:
     """Drive ``workload`` from processes of its own, so that nothing this process does delays a stamp.
 
@@ -98,6 +99,7 @@ def run_load(
         progress: Called about twice a second, and once at the end.
         called_off: Asked four times a second why to end early, such as that the engine died; None goes on. What is
             not finished by then is a failed request that says so.
+        keep_alive: Whether connections are used again; False for a server that closes them after each answer.
 
     Raises:
         WorkloadError: The workload's file cannot be read, or is not of its format.
@@ -119,6 +121,7 @@ def run_load(
         trace=trace,
         workers=min(wanted, asked.requests, asked.max_concurrency or asked.requests),
         proxy=proxy_for(base_url),
+        keep_alive=keep_alive,
     )
     return _run_plan(plan, command=_WORKER, progress=progress, called_off=called_off)
 

@@ -57,6 +57,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Which of how many load processes this is. Each makes the whole plan and sends its share."""
     proxy: Union[str, None] = None
     """URL of the proxy to go through."""
+    keep_alive: bool = True
+    """Whether a connection carries further requests once its answer is over."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

@@ -145,6 +145,7 @@ class Drive:
             openings_ns=self._openings_ns(),
             max_seconds=workload.max_seconds,
             timeout_s=workload.timeout_s,
+            keep_alive=self._plan.keep_alive,
             on_end=compactor.add,
         )
         await dispatcher.connect_ahead()

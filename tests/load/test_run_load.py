@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from serving import TOKENS, FakeServer, running, small
 
+from pytest_vllmperf.adapters.control_client import ControlClient
 from pytest_vllmperf.domain.records import RequestOutcome
 from pytest_vllmperf.load.driver import LoadProgress
 from pytest_vllmperf.load.questions import prompts
@@ -178,6 +179,21 @@ def test_an_idle_connection_that_the_server_closed_is_not_used_again(serve: Serv
     run = server.load(small(requests=4, request_rate=4.0, burstiness=math.inf, max_concurrency=None))
     assert {r.outcome for r in run.records} == {RequestOutcome.SUCCESS}
     assert len({stamp["connection"] for stamp in server.stamps()}) == 4
+
+
+def test_every_request_has_a_connection_of_its_own_where_they_are_not_kept(serve: Serve) -> None:
+    """As llama.cpp's server needs it: it closes each one after an answer, and says that it does not."""
+    server = serve()
+    run = server.load(small(requests=6, max_concurrency=2), keep_alive=False)
+    assert {r.outcome for r in run.records} == {RequestOutcome.SUCCESS}
+    assert len({stamp["connection"] for stamp in server.stamps()}) == 6
+
+
+@pytest.mark.parametrize(("idle_s", "kept"), [("5", True), ("0.02", False)])
+def test_whether_a_server_keeps_connections_is_found_out(serve: Serve, idle_s: str, kept: bool) -> None:
+    server = serve("--fake-keep-alive-s", idle_s)
+    with ControlClient(server.base_url) as control:
+        assert control.keeps_connections("fake") is kept
 
 
 def test_an_open_loop_sends_on_schedule_however_slow_the_server(serve: Serve) -> None:

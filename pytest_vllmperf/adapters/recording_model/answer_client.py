@@ -161,7 +161,9 @@ class AnswerClient:
         async with self._slots:
             try:
                 reply = await asyncio.wait_for(self._client.post("/tokenize", json=body), self.target.timeout_s)
-                found = reply.json()["tokens"] if reply.status_code == httpx.codes.OK else None
+                told = reply.json() if reply.status_code == httpx.codes.OK else {}
+                # llama.cpp's server has a /tokenize of its own, which reads another field and finds no tokens
+                found = told["tokens"] if "count" in told else None
             except (asyncio.TimeoutError, httpx.HTTPError, ValueError, LookupError, TypeError):
                 return None
         return found if isinstance(found, list) and all(isinstance(token, int) for token in found) else None
