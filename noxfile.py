@@ -48,5 +48,5 @@ def name(python: str, pytest: str, benchmark: str, xdist: bool) -> str:
 def compat(session: nox.Session, pytest: str, benchmark: str, xdist: bool) -> None:
     """The seams on one combination."""
     wanted = [f"pytest=={pytest}.*", f"pytest-benchmark=={benchmark}.*", *(["pytest-xdist>=3.6"] if xdist else [])]
-    session.install("--system-certs", "--editable", ".", "hypothesis", "anyio", *wanted)
+    session.install("--system-certs", "--compile-bytecode", "--editable", ".", "hypothesis", "anyio", *wanted)
     session.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *(session.posargs or SEAMS))

@@ -31,10 +31,14 @@ def leases_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
 
 @pytest.fixture(scope="session", autouse=True)
 def no_worker() -> Iterator[None]:
-    """A pytest started by a test is a controller of its own, even where this one is a worker of pytest-xdist."""
+    """A pytest started by a test is a controller of its own, even where this one is a worker of pytest-xdist.
+
+    And it keeps bytecode: without, each process of each test would compile all that it imports again.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
             patch.delenv(variable, raising=False)
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         yield
 
 

@@ -87,7 +87,8 @@ class Project:
         )
 
     def run(self, *args, **variables):
-        finished = self.command("pytest", "-p", "no:randomly", "--rootdir=.", *args, **variables)
+        without = [f"-pno:{name}" for name in ("randomly", "hypothesispytest", "anyio")]
+        finished = self.command("pytest", *without, "--rootdir=.", *args, **variables)
         assert "INTERNALERROR" not in finished.stdout + finished.stderr
         return finished
 

@@ -80,8 +80,7 @@ class Project:
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, fake_command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Project:
-    # With PYTHONDONTWRITEBYTECODE every process of every test would compile the whole package again.
-    for variable in ("CI", "MODEL", "PYTEST_ADDOPTS", "PYTHONDONTWRITEBYTECODE"):
+    for variable in ("CI", "MODEL", "PYTEST_ADDOPTS"):
         monkeypatch.delenv(variable, raising=False)
     return Project(pytester, fake_command)
 
