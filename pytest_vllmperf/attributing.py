@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.attribution import Attribution, Wanted
     from pytest_vllmperf.domain.section import Section
     from pytest_vllmperf.experiment import Asked, Launch
-    from pytest_vllmperf.session import Evidence, Session
+    from pytest_vllmperf.sending import Evidence
+    from pytest_vllmperf.session import Session
 
 __all__ = ["attributed", "attribution_plan"]
 

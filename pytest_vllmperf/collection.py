@@ -62,21 +62,27 @@ NOT_ASKED = "no-comparison"
 
 def comparison_of(item: pytest.Item) -> str | None:
     """The comparison a test belongs to, :data:`NOT_ASKED` included; None for any other test."""
-    callspec = getattr(item, "callspec", None)
-    name = callspec.params.get("vllm_comparison") if callspec else None
-    return name if isinstance(name, str) else None
+    return _parameter(item, "vllm_comparison")
 
 
 def attribution_of(item: pytest.Item) -> str | None:
     """The attribution a test makes, :data:`NOT_ASKED` included; None for any other test."""
+    return _parameter(item, "vllm_attribution")
+
+
+def _parameter(item: pytest.Item, *fixtures: str) -> str | None:
+    """What a test was given for the first of these fixtures that it uses; asked of each test, again and again."""
     callspec = getattr(item, "callspec", None)
-    name = callspec.params.get("vllm_attribution") if callspec else None
-    return name if isinstance(name, str) else None
+    if callspec is not None:
+        for fixture in fixtures:
+            if isinstance(name := callspec.params.get(fixture), str):
+                return name
+    return None
 
 
 def _experiment_of(item: pytest.Item) -> str | None:
     """The comparison or attribution a test belongs to: either owns its launches."""
-    return comparison_of(item) or attribution_of(item)
+    return _parameter(item, "vllm_comparison", "vllm_attribution")
 
 
 def engines_of(item: pytest.Item) -> tuple[str, ...]:
@@ -95,8 +101,11 @@ def again(engine: str) -> str:
 
 def split_comparisons(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
     """Tests to run, and comparing or attributing tests that nobody asks for: those count for nothing."""
-    idle = [item for item in items if _experiment_of(item) == NOT_ASKED]
-    return [item for item in items if _experiment_of(item) != NOT_ASKED], idle
+    kept: list[pytest.Item] = []
+    idle: list[pytest.Item] = []
+    for item in items:
+        (idle if _experiment_of(item) == NOT_ASKED else kept).append(item)
+    return kept, idle
 
 
 def _engines_of(metafunc: pytest.Metafunc, session: Session) -> list[str]:
@@ -113,9 +122,7 @@ def _engines_of(metafunc: pytest.Metafunc, session: Session) -> list[str]:
 
 def engine_of(item: pytest.Item) -> str | None:
     """The engine a test runs on; None for a test without one."""
-    callspec = getattr(item, "callspec", None)
-    name = callspec.params.get("vllm_engine") if callspec else None
-    return name if isinstance(name, str) else None
+    return _parameter(item, "vllm_engine")
 
 
 def order_by_engine(items: list[pytest.Item], session: Session) -> None:
@@ -141,6 +148,8 @@ def split_by_workload(items: list[pytest.Item], session: Session) -> tuple[list[
     It can where a marker ``vllm_workload``, a parameter called ``workload``, a quality task or the start-up fixture
     names the workload. Every other test runs, and is skipped once it asks for one that is not selected.
     """
+    if not session.options.workloads:
+        return items, []
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     for item in items:
@@ -188,7 +197,7 @@ def check_before_launch(config: pytest.Config, items: Sequence[pytest.Item] = ()
     from pytest_vllmperf.errors import ConfigError
 
     run, state = config.stash[SESSION], config.stash[STATE]
-    for item in items:
+    for item in items if config.pluginmanager.has_plugin("rerunfailures") else ():
         if engines_of(item) and is_rerun(item):
             raise pytest.UsageError(why_no_reruns(item.nodeid))
     if run.options.engines or run.options.workloads or config.option.keyword or config.option.markexpr:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.engine import Device
     from pytest_vllmperf.domain.thresholds import Limit
     from pytest_vllmperf.experiment import Asked, Launch
-    from pytest_vllmperf.session import Evidence, Session
+    from pytest_vllmperf.sending import Evidence
+    from pytest_vllmperf.session import Session
 
 __all__ = ["compared_once", "comparison_plan", "told"]
 

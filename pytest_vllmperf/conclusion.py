@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_vllmperf.session import Evidence
+from pytest_vllmperf.sending import Evidence
 
 if TYPE_CHECKING:
     from pytest_vllmperf.domain.environment import Environment

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.report import EngineReport, Report
     from pytest_vllmperf.domain.summary import Summary
     from pytest_vllmperf.domain.thresholds import Verdict
-    from pytest_vllmperf.session import Evidence, Session
+    from pytest_vllmperf.sending import Evidence
+    from pytest_vllmperf.session import Session
 
 __all__ = ["RunFacts", "conclude", "print_report"]
 

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.quality import QualityTask
     from pytest_vllmperf.domain.summary import Summary
     from pytest_vllmperf.domain.workload import Workload
-    from pytest_vllmperf.session import Evidence, Session
+    from pytest_vllmperf.sending import Evidence
+    from pytest_vllmperf.session import Session
 
 
 Result = TypeVar("Result")
 
 
 def _evidence(node: pytest.Item) -> Evidence:
-    from pytest_vllmperf.session import Evidence
+    from pytest_vllmperf.sending import Evidence
 
     return node.stash.setdefault(EVIDENCE, Evidence())
 
@@ -207,7 +208,7 @@ def vllm_check(request: pytest.FixtureRequest) -> Callable[..., None]:
     def check(summary: Summary, *metrics: str) -> None:
         __tracebackhide__ = True
         from pytest_vllmperf.domain.gate import failure_message, judge_all
-        from pytest_vllmperf.session import Evidence
+        from pytest_vllmperf.sending import Evidence
 
         subject, launches = session.subject(summary), session.launch_budget
         verdicts = judge_all(session.thresholds, subject, summary, metrics, launches=launches)

@@ -28,7 +28,7 @@ def open_journal(run: Session) -> JournalWriter:
         OSError: It cannot be written there.
     """
     from pytest_vllmperf.adapters.run_journal import JOURNAL, JournalWriter
-    from pytest_vllmperf.session import builtins_only
+    from pytest_vllmperf.sending import builtins_only
 
     journal = JournalWriter(run.options.report_directory / JOURNAL)
     journal.start(
@@ -47,7 +47,7 @@ def open_journal(run: Session) -> JournalWriter:
 def take(run: Session, state: RunState, report: Any, *, other_failure: bool) -> None:
     """Take over what a test's ``report`` carries, and write it down."""
     from pytest_vllmperf.conclusion import fingerprint
-    from pytest_vllmperf.session import Evidence
+    from pytest_vllmperf.sending import Evidence
 
     state.ordinary_failures += other_failure
     worker = getattr(report, "worker_id", "main")

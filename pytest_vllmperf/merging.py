@@ -15,7 +15,7 @@ from pytest_vllmperf.conclusion import (
 )
 from pytest_vllmperf.domain.metrics import Better
 from pytest_vllmperf.errors import HistoryError
-from pytest_vllmperf.session import Evidence
+from pytest_vllmperf.sending import Evidence
 
 if TYPE_CHECKING:
     from pytest_vllmperf.adapters.run_journal import Journal

@@ -36,7 +36,8 @@ from pytest_vllmperf.stash import EVIDENCE, SESSION, STATE, RunState
 if TYPE_CHECKING:
     from pytest_vllmperf.domain.report import Report
     from pytest_vllmperf.domain.section import Section
-    from pytest_vllmperf.session import Evidence, Session
+    from pytest_vllmperf.sending import Evidence
+    from pytest_vllmperf.session import Session
 
 
 # ---------------------------------------------------------------------------- options
@@ -170,7 +171,7 @@ def pytest_runtest_makereport(
     session = item.config.stash.get(SESSION, None)
     names = collection.engines_of(item)
     if session is not None and call.when == "call" and EVIDENCE in item.stash:  # before pytest copies them
-        from pytest_vllmperf.session import junit_properties
+        from pytest_vllmperf.sending import junit_properties
 
         item.user_properties += junit_properties(item.stash[EVIDENCE])
     report = yield
@@ -182,14 +183,16 @@ def pytest_runtest_makereport(
         return report
     evidence: Evidence | None = item.stash.get(EVIDENCE, None)
     if call.when != "call" or evidence is not None:  # at setup already: a test may take its worker down later
-        from pytest_vllmperf.session import Evidence as _Evidence
+        from pytest_vllmperf.sending import Evidence as _Evidence
 
         gathered = evidence or _Evidence()
         while session.loose:  # measured before any test asked for it
             gathered.add_summary(session.loose.pop(0))
         gathered.engines = {name: report for each in names for name, report in session.launched(each).items()}
         gathered.places = {engine: session.environment for engine in gathered.engines}  # noqa: C420 - it costs
-        report.vllmperf = session.redactor.clean_all(session.news(gathered).to_builtins())  # type: ignore[attr-defined]
+        news = session.sender.news(gathered)
+        if call.when == "call" or not news.is_empty:
+            report.vllmperf = session.redactor.clean_all(news.to_builtins())  # type: ignore[attr-defined]
         if call.when == "call":
             fate = _fate(session, gathered)
             report.vllmperf_fate = fate  # type: ignore[attr-defined]
@@ -198,7 +201,7 @@ def pytest_runtest_makereport(
             if fate == "INCONCLUSIVE" and report.passed:
                 show_as_skipped(report, gathered.verdicts)
     if is_worker(item.config):
-        from pytest_vllmperf.session import builtins_only
+        from pytest_vllmperf.sending import builtins_only
 
         report.user_properties = builtins_only(report.user_properties)
     return report

@@ -1,6 +1,6 @@
 """The one place through which everything a run shows or writes has to pass: secrets end here.
 
-Results go through :func:`session.Evidence.to_builtins <pytest_vllmperf.session.Evidence.to_builtins>`, which cleans
+Results go through :func:`sending.Evidence.to_builtins <pytest_vllmperf.session.Evidence.to_builtins>`, which cleans
 them on their way to reports, history and journal; what pytest itself prints and writes (tracebacks, captured output,
 JUnit properties) is cleaned here; progress lines by the printer of progress.
 """

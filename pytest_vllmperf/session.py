@@ -1,24 +1,23 @@
 """The state of one pytest session: the matrix, the limits, the pool, and what was measured.
 
 One :class:`Session` lives in ``config.stash`` of every pytest process that has engines declared. What a
-test measured and judged is gathered in its :class:`Evidence`, which rides on the test's report to the
-controller, so that one process and many workers go the same way.
+test measured and judged is gathered in its :class:`~pytest_vllmperf.sending.Evidence`.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pytest_vllmperf.domain.engine import EngineConfig
 from pytest_vllmperf.domain.workload import BUILT_IN_WORKLOADS, Workload
 from pytest_vllmperf.errors import ConfigError, EngineConfigError, VllmPerfError, WorkloadError
+from pytest_vllmperf.sending import Evidence, Sender
 
 if TYPE_CHECKING:
     from pytest_vllmperf.comparison import Compared
@@ -29,14 +28,13 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.records import LoadRun
     from pytest_vllmperf.domain.redaction import Redactor
     from pytest_vllmperf.domain.report import EngineReport
-    from pytest_vllmperf.domain.section import Section
     from pytest_vllmperf.domain.summary import Summary
-    from pytest_vllmperf.domain.thresholds import Subject, Thresholds, Verdict
+    from pytest_vllmperf.domain.thresholds import Subject, Thresholds
     from pytest_vllmperf.experiment import Asked, PoolLauncher
     from pytest_vllmperf.pool import EnginePool
     from pytest_vllmperf.proof import Proof
 
-__all__ = ["Evidence", "Judging", "Options", "Session", "builtins_only", "junit_properties", "named"]
+__all__ = ["Judging", "Options", "Session", "named"]
 
 _OTHER_PROMPTS = 1_000_003
 """Added to a workload's seed for each earlier run of a reused engine; rounds and warm-up stay far below it."""
@@ -95,90 +93,6 @@ class Judging:
     inconclusive: str | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class Evidence:
-    """What one test (or several, on the controller) measured, judged and launched, and its sections of the report."""
-
-    summaries: dict[tuple[str, str, str], Summary] = field(default_factory=dict)
-    verdicts: list[Verdict] = field(default_factory=list)
-    engines: dict[str, EngineReport] = field(default_factory=dict)
-    sections: dict[str, Section] = field(default_factory=dict)
-    places: dict[str, Environment] = field(default_factory=dict)
-    """Where each engine ran: with workers on other machines not where the run is concluded."""
-
-    def add(self, other: Evidence) -> None:
-        """Take over everything of ``other``; a later judgement of the same value replaces the earlier."""
-        self.summaries.update(other.summaries)
-        self.engines.update(other.engines)
-        self.sections.update(other.sections)
-        self.places.update(other.places)
-        merged = {(v.engine, v.against, v.workload, v.metric): v for v in (*self.verdicts, *other.verdicts)}
-        self.verdicts = list(merged.values())
-
-    def add_summary(self, summary: Summary) -> None:
-        """Take over one measurement; a later one of the same thing replaces the earlier."""
-        self.summaries[summary.engine, summary.workload, summary.experiment] = summary
-
-    def to_builtins(self) -> dict[str, Any]:
-        """Plain JSON types only: anything else breaks the way from a worker to the controller silently."""
-        plain: dict[str, Any] = builtins_only(
-            {
-                "summaries": list(self.summaries.values()),
-                "verdicts": self.verdicts,
-                "engines": list(self.engines.values()),
-                "sections": list(self.sections.values()),
-                "places": self.places,
-            }
-        )
-        return plain
-
-    @classmethod
-    def from_builtins(cls, plain: Mapping[str, Any]) -> Evidence:
-        """The reverse of :meth:`to_builtins`."""
-        import msgspec
-
-        from pytest_vllmperf.domain.environment import Environment
-        from pytest_vllmperf.domain.report import EngineReport
-        from pytest_vllmperf.domain.section import Section
-        from pytest_vllmperf.domain.summary import Summary
-        from pytest_vllmperf.domain.thresholds import Verdict
-
-        summaries = msgspec.convert(plain["summaries"], list[Summary])
-        engines = msgspec.convert(plain["engines"], list[EngineReport])
-        return cls(
-            summaries={(s.engine, s.workload, s.experiment): s for s in summaries},
-            verdicts=msgspec.convert(plain["verdicts"], list[Verdict]),
-            engines={e.name: e for e in engines},
-            sections={s.id: s for s in msgspec.convert(plain["sections"], list[Section])},
-            places=msgspec.convert(plain["places"], dict[str, Environment]),
-        )
-
-
-def junit_properties(evidence: Evidence) -> list[tuple[str, object]]:
-    """Properties for JUnit's XML: every value a test measured, named as in history, and every outcome."""
-    from pytest_vllmperf.domain.metrics import metric
-
-    values: list[tuple[str, object]] = [
-        (f"{s.engine}/{s.workload}::{v.name} [{metric(v.name).unit}]", v.value)
-        for s in evidence.summaries.values()
-        for v in s.metrics.values()
-        if v.value is not None
-    ]
-    return values + [(f"{v.engine}/{v.workload}::{v.metric} verdict", str(v.outcome)) for v in evidence.verdicts]
-
-
-def builtins_only(value: Any) -> Any:
-    """``value`` in the exact builtin types JSON knows; NaN and infinities stay what they are.
-
-    pytest-xdist dispatches on exact types: one ``numpy.float64`` in a report ends a worker with an internal error.
-    """
-    import msgspec
-
-    from pytest_vllmperf.domain.report import builtin
-
-    return json.loads(json.dumps(msgspec.to_builtins(value, enc_hook=builtin, str_keys=True)))
-
-
 _ROUNDS = 3
 
 
@@ -200,7 +114,7 @@ class Session:
     comparisons: dict[str, Compared | VllmPerfError] = field(default_factory=dict)
     loose: list[Summary] = field(default_factory=list)
     limits_sent: str | None = None
-    sent: dict[tuple[str, str, str], Summary] = field(default_factory=dict)
+    sender: Sender = field(default_factory=Sender)
 
     @cached_property
     def selected_engines(self) -> dict[str, EngineConfig]:
@@ -323,15 +237,6 @@ class Session:
                 tell=self.progress,
             ),
         )
-
-    def news(self, evidence: Evidence) -> Evidence:
-        """``evidence`` for the controller, without measurements it was sent before.
-
-        Tests share measurements, and one holds every sample: sending it with each test would cost more than the test.
-        """
-        new = {key: summary for key, summary in evidence.summaries.items() if self.sent.get(key) is not summary}
-        self.sent.update(new)
-        return replace(evidence, summaries=new)
 
     def prove(self, handle: EngineHandle) -> Proof:
         """Look at a live engine for evidence of its optimisations; the latest look is the one reported."""

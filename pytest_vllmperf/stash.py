@@ -11,7 +11,8 @@ import pytest
 if TYPE_CHECKING:
     from pytest_vllmperf.adapters.run_journal import JournalWriter
     from pytest_vllmperf.domain.report import Report
-    from pytest_vllmperf.session import Evidence, Session
+    from pytest_vllmperf.sending import Evidence
+    from pytest_vllmperf.session import Session
 
 __all__ = ["EVIDENCE", "SESSION", "STATE", "RunState"]
 

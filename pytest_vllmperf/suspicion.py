@@ -64,7 +64,7 @@ def _this_run(run: Session) -> StoredRun:
 def _confirm(run: Session, suspicious: Sequence[SeriesFinding]) -> list[str]:
     """Compare each suspicious engine with its last good self; what stands in the way is told, and fails nothing."""
     from pytest_vllmperf.comparison import compare, pooled_launches
-    from pytest_vllmperf.session import Evidence
+    from pytest_vllmperf.sending import Evidence
 
     notes = []
     for engine in dict.fromkeys(f.series.engine for f in suspicious):

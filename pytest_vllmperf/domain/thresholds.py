@@ -7,12 +7,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pytest_vllmperf.domain.metrics import Metric, judgeable_metric
-from pytest_vllmperf.domain.summary import Summary
 from pytest_vllmperf.domain.units import format_quantity
 from pytest_vllmperf.errors import LimitTie
+
+if TYPE_CHECKING:  # limits are read on every collection, summaries are made by a measurement only
+    from pytest_vllmperf.domain.summary import Summary
 
 __all__ = [
     "Interval",
