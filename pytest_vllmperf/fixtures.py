@@ -181,10 +181,14 @@ def vllm_evaluate(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> 
             try:
                 session.measured[key] = session.measure_on(vllm_engine, asked)
             except TaskUnavailable as error:
+                session.pool.ensure_alive(vllm_engine.name)  # a dead engine gives no log-likelihoods either
                 if asked.unavailable == "skip":
                     pytest.skip(str(error))
                 raise
-        return _taken(request.node, session.measured[key])
+        summary = _taken(request.node, session.measured[key])
+        if summary.failures:
+            session.pool.ensure_alive(vllm_engine.name, serves=True)
+        return summary
 
     return _plain_errors(evaluate_once)
 

@@ -51,6 +51,15 @@ class Engine:
     def model(self) -> str:
         return self.options.served_model_name or self.options.model
 
+    @property
+    def dies(self) -> bool:
+        """Whether the request just taken is the one the engine dies of."""
+        return 0 < self.options.fake_exit_after_requests < self.requests
+
+    def die(self) -> None:
+        print("ERROR EngineCore failed (scripted).", file=sys.stderr, flush=True)
+        os._exit(self.options.fake_exit_code)
+
     def look_up(self, prompt: object) -> None:
         """Count what a prefix cache would serve of a prompt of token ids, and keep the prompt's whole blocks."""
         if not isinstance(prompt, list) or not prompt or not isinstance(prompt[0], int):
@@ -206,6 +215,8 @@ class Connection:
     async def send_whole(self, script: Script) -> bool:
         """The answer in one piece."""
         await asyncio.sleep(script.ttft_s + script.itl_s * max(0, script.output_tokens - 1))
+        if self.engine.dies:
+            self.engine.die()
         self.engine.generation_tokens += script.output_tokens
         texts = script.texts
         text = "".join(texts[i % len(texts)] for i in range(script.output_tokens))
@@ -229,12 +240,11 @@ class Connection:
         }.get(script.shape, "transfer-encoding: chunked\r\n")
         chunked = "chunked" in framing
         writer.write(f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n{framing}\r\n".encode())
-        dies = 0 < engine.options.fake_exit_after_requests < engine.requests
+        dies = engine.dies
         for place, step in enumerate(steps):
             await _until(arrived_ns + round(step.at_s * 1e9))
             if dies and place == len(steps) // 2:
-                print("ERROR EngineCore failed (scripted).", file=sys.stderr, flush=True)
-                os._exit(engine.options.fake_exit_code)
+                engine.die()
             if step.breaks or writer.is_closing():
                 return False
             engine.generation_tokens += step.tokens

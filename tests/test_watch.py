@@ -6,14 +6,18 @@ import signal
 import threading
 import time
 import urllib.request
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from test_pool import CPU
 from traces import until
 
 from pytest_vllmperf.domain.engine import EngineConfig
+from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS
 from pytest_vllmperf.domain.workload import Workload
 from pytest_vllmperf.errors import EngineError, EngineExited
+from pytest_vllmperf.evaluation import evaluate
 from pytest_vllmperf.measurement import measure
 from pytest_vllmperf.pool import EnginePool
 from pytest_vllmperf.watch import Life
@@ -115,3 +119,53 @@ def test_an_engine_nobody_asks_for_anything_does_not_hang(pool):
 def asked_for_tokens(handle):
     with urllib.request.urlopen(f"{handle.base_url}/fake/requests") as answer:
         return len(json.load(answer))
+
+
+# ---------------------------------------------------------------------- while questions are asked
+
+QUESTIONS = Path(__file__).parents[1] / "suites" / "models" / "tinymath" / "test.jsonl"
+SLOW = replace(BUILT_IN_TASKS["tinymath"], data=str(QUESTIONS), questions=200, canaries=False, kl_texts=0)
+SLOWLY = {"fake-ttft-ms": 400, "fake-itl-ms": 1}
+
+
+def asked_until(handle, harm):
+    """Ask slowly, do harm half a second after the first answer, and say how long it went on after that."""
+    harmed_at = []
+
+    def told(done, _count):
+        if done == 1:
+            timer = threading.Timer(0.5, lambda: (harmed_at.append(time.monotonic()), harm()))
+            timer.start()
+
+    evaluation = evaluate(handle, SLOW, progress=told)
+    took_s = time.monotonic() - harmed_at[0]
+    print(f"noticed and over after {took_s:.2f} s")  # -rP shows it
+    return evaluation, took_s
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_an_engine_that_dies_while_questions_are_asked_ends_them(pool, how):
+    """C06: every question has a record, and the other engine goes on."""
+    engines = pool(args=SLOWLY)
+    handle = engines.acquire("one")
+    summary, took_s = asked_until(handle, lambda: os.kill(handle.pid, how))
+    assert took_s < 5.0
+    assert summary.invalid[0] == "the engine's process ended"
+    assert 0 < summary.completed < 200
+    assert summary.completed + sum(summary.failures.values()) == 200
+    with pytest.raises(EngineExited, match=r"engine 'one' ended with .* after it was ready"):
+        engines.ensure_alive("one", serves=True)
+    quick = replace(SLOW, questions=40)
+    assert evaluate(engines.acquire("two"), quick).failures == {}
+
+
+def test_an_engine_that_hangs_while_questions_are_asked_ends_them_too(pool):
+    """C06: far before the deadline of a request, ten minutes."""
+    engines = pool(stall_timeout_s=1.0, args={**SLOWLY, "fake-hang-after-requests": 30})
+    handle = engines.acquire("one")
+    since = time.monotonic()
+    summary = evaluate(handle, SLOW)
+    print(f"over after {time.monotonic() - since:.2f} s")  # -rP shows it
+    assert time.monotonic() - since < 30.0
+    assert "the engine hangs: it answers /health" in summary.invalid[0]
+    assert summary.completed + sum(summary.failures.values()) == 200

@@ -82,23 +82,27 @@ def evaluate_recorded(
     from pytest_vllmperf.domain.quality_report import quality_summary
     from pytest_vllmperf.domain.validity import invalid_reasons
     from pytest_vllmperf.evaluation.preparing import prepare
+    from pytest_vllmperf.watch import Life
 
     started_at = dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds")
     began = time.monotonic_ns()
-    ready = prepare(engine, task, data)
-    prepared_s = (time.monotonic_ns() - began) * _NS
-    loaded, doc_ids = ready.loaded, ready.doc_ids
-    answers: tuple[Answer, ...] = ()
-    scores: tuple[Score, ...] = ()
-    reasons = list(ready.unreadable)
-    read: Sequence[ReadText] = ()
-    unread, model = None, None
-    if not ready.unreadable:
-        model, scores = _ask(loaded, ready.target, ready.asking, doc_ids, progress)
-        answers = tuple(model.answers)
-        reasons = [*ready.doubtful, *_arrived(model, ready.target, ready.asking)]
-        reasons += invalid_reasons(loaded.task, doc_ids, answers, scores, compares=loaded.compares)
-        read, unread = _read(loaded, ready.target, ready.asking, doc_ids)
+    with Life(engine) as life:
+        ready = prepare(engine, task, data, life.verdict)
+        prepared_s = (time.monotonic_ns() - began) * _NS
+        loaded, doc_ids = ready.loaded, ready.doc_ids
+        answers: tuple[Answer, ...] = ()
+        scores: tuple[Score, ...] = ()
+        reasons = list(ready.unreadable)
+        read: Sequence[ReadText] = ()
+        unread, model = None, None
+        if not ready.unreadable:
+            model, scores = _ask(loaded, ready.target, ready.asking, doc_ids, progress)
+            answers = tuple(model.answers)
+            reasons = [*ready.doubtful, *_arrived(model, ready.target, ready.asking)]
+            reasons += invalid_reasons(loaded.task, doc_ids, answers, scores, compares=loaded.compares)
+            read, unread = _read(loaded, ready.target, ready.asking, doc_ids)
+    if died := life.verdict():
+        reasons.insert(0, died)
     stored = _stored(engine, loaded, started_at, model, doc_ids, answers, scores, read)
     against = _reference(loaded.task, stored, reference, store)
     summary = quality_summary(

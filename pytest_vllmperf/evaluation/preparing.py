@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -74,8 +74,10 @@ class Ready:
         )
 
 
-def prepare(engine: EngineHandle, task: QualityTask, data: Path | None) -> Ready:
+def prepare(engine: EngineHandle, task: QualityTask, data: Path | None, called_off: Callable[[], str | None]) -> Ready:
     """Load ``task``, draw its questions and check what can be checked before they are asked.
+
+    ``called_off`` tells why nothing of the engine is to be waited for any longer, None while it lives.
 
     Raises:
         TaskError: It cannot be asked.
@@ -83,7 +85,7 @@ def prepare(engine: EngineHandle, task: QualityTask, data: Path | None) -> Ready
     """
     found = load_questions(engine.config, task, data)
     loaded, doc_ids = found.loaded, found.doc_ids
-    target, asking = _where_and_how(engine, loaded)
+    target, asking = _where_and_how(engine, loaded, called_off)
     unreadable = _unreadable(engine, loaded, doc_ids, target)
     doubtful: tuple[str, ...] = ()
     if not unreadable and task.canaries and not loaded.compares:
@@ -105,7 +107,9 @@ def prepare(engine: EngineHandle, task: QualityTask, data: Path | None) -> Ready
     )
 
 
-def _where_and_how(engine: EngineHandle, loaded: LoadedTask) -> tuple[Target, Asking]:
+def _where_and_how(
+    engine: EngineHandle, loaded: LoadedTask, called_off: Callable[[], str | None]
+) -> tuple[Target, Asking]:
     from pytest_vllmperf.adapters.recording_model import Asking, Target
 
     task = loaded.task
@@ -115,6 +119,7 @@ def _where_and_how(engine: EngineHandle, loaded: LoadedTask) -> tuple[Target, As
         api_key=engine.api_key or "",
         max_concurrency=task.max_concurrency,
         timeout_s=task.request_timeout_s,
+        called_off=called_off,
     )
     greedy = _GREEDY if engine.version is not None else {}
     sampled = {"temperature": 0, "seed": task.seed, "max_tokens": task.max_gen_toks, **greedy, **task.sampling}

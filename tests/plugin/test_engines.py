@@ -1,5 +1,7 @@
 """Engines as parameters: launched once each, skipped or failed with the cause, never hiding the others."""
 
+from pathlib import Path
+
 BROKEN = {"name": "broken", "args": {"fake-fail-start": "ValueError: this engine is broken on purpose"}}
 
 
@@ -105,3 +107,29 @@ def test_an_engine_that_dies_under_load_gives_its_cause_and_the_next_engine_goes
     result = project.run()
     assert result.ret == 1
     assert {v["engine"] for v in project.report["verdicts"] if v["outcome"] == "PASS"} >= {"good"}
+
+
+ASKING = """
+from dataclasses import replace
+from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS
+
+TASK = replace(BUILT_IN_TASKS["tinymath"], data={data!r}, questions=40, max_concurrency=2, canaries=False, kl_texts=0)
+
+def test_quality(vllm_evaluate):
+    assert vllm_evaluate(TASK).completed == 40
+
+def test_speed(vllm_measure, vllm_check):
+    vllm_check(vllm_measure("tiny"), "ttft_mean")
+"""
+
+
+def test_an_engine_that_dies_while_questions_are_asked_gives_its_cause_and_the_next_engine_goes_on(project):
+    """C06."""
+    data = str(Path(__file__).parents[2] / "suites" / "models" / "tinymath" / "test.jsonl")
+    dying = {"name": "dying", "args": {"fake-exit-after-requests": 12, "fake-exit-code": 3}}
+    project.write(engines=[dying, {"name": "good"}], suite=ASKING.format(data=data))
+    result = project.run("-rfE")
+    assert result.ret == 1
+    result.assert_outcomes(passed=2, failed=2)
+    result.stdout.fnmatch_lines(["*engine 'dying' ended with code 3 after it was ready*"])
+    assert project.launches() == {"dying": 1, "good": 1}

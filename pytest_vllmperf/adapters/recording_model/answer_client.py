@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from pytest_vllmperf.domain.answers import Answer
 from pytest_vllmperf.domain.records import RequestOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from types import TracebackType
     from typing import Literal
 
@@ -22,11 +23,16 @@ __all__ = ["AnswerClient", "Asking", "Target", "failure"]
 
 _GIVE_UP_AFTER = 20
 """With so many failures in a row the engine is gone; the rest of the questions is not sent."""
+_WATCH_PERIOD_S = 0.25
 _DETAIL_CHARS = 300
 _THINKING = ("<think>", "</think>")
 
 Prompt = str | list[dict[str, str]]
 """A text for completions, or the messages of a chat."""
+
+
+class _CalledOff(httpx.HTTPError):
+    """There is a reason not to wait for an answer any longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +45,7 @@ class Target:
         api_key: Sent as bearer token.
         max_concurrency: Requests in flight at most.
         timeout_s: For one request, from sending to the last byte.
+        called_off: Asked four times a second why nothing more is to be waited for, such as that the engine died.
     """
 
     base_url: str
@@ -46,6 +53,7 @@ class Target:
     api_key: str = field(repr=False)
     max_concurrency: int
     timeout_s: float
+    called_off: Callable[[], str | None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
     def root(self) -> str:
@@ -90,6 +98,9 @@ class AnswerClient:
         self._slots = asyncio.Semaphore(target.max_concurrency)
         self._failures_in_a_row = 0
         self._done = 0
+        self._off: str | None = None
+        self._under_way: set[asyncio.Task[httpx.Response]] = set()
+        self._watching: asyncio.Task[None] | None = None
         self._client = httpx.AsyncClient(
             base_url=target.root,
             headers={"Authorization": f"Bearer {target.api_key}"} if target.api_key else {},
@@ -101,12 +112,25 @@ class AnswerClient:
 
     async def __aenter__(self) -> AnswerClient:
         await self._client.__aenter__()
+        self._watching = asyncio.create_task(self._watch())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watching
         await self._client.__aexit__(kind, error, trace)
+
+    async def _watch(self) -> None:
+        """End what is under way once there is a reason to: a hung engine would hold each request to its deadline."""
+        while (reason := self.target.called_off()) is None:  # noqa: ASYNC110 - another thread finds the reason
+            await asyncio.sleep(_WATCH_PERIOD_S)
+        self._off = reason
+        for request in self._under_way:
+            request.cancel()
 
     async def answer(self, doc_id: int, path: str, body: Mapping[str, object]) -> Answer:
         """Ask one question in its turn; a failure is an answer, too."""
@@ -160,7 +184,7 @@ class AnswerClient:
                 body["chat_template_kwargs"] = dict(template)
         async with self._slots:
             try:
-                reply = await asyncio.wait_for(self._client.post("/tokenize", json=body), self.target.timeout_s)
+                reply = await self._posted("/tokenize", body)
                 told = reply.json() if reply.status_code == httpx.codes.OK else {}
                 # llama.cpp's server has a /tokenize of its own, which reads another field and finds no tokens
                 found = told["tokens"] if "count" in told else None
@@ -176,6 +200,27 @@ class AnswerClient:
         except (asyncio.TimeoutError, httpx.HTTPError, ValueError, LookupError, TypeError):
             return None
 
+    async def _posted(self, path: str, body: Mapping[str, object]) -> httpx.Response:
+        """The reply.
+
+        Raises:
+            asyncio.TimeoutError: There was none in time.
+            _CalledOff: It is not waited for any longer.
+            httpx.HTTPError: The request failed.
+        """
+        if self._off is not None:
+            raise _CalledOff(self._off)
+        request = asyncio.ensure_future(self._client.post(path, json=body))
+        self._under_way.add(request)
+        try:
+            return await asyncio.wait_for(request, self.target.timeout_s)
+        except asyncio.CancelledError:
+            if self._off is None:
+                raise
+            raise _CalledOff(self._off) from None
+        finally:
+            self._under_way.discard(request)
+
     async def _recorded(
         self, doc_id: int, started: int, path: str, body: Mapping[str, object]
     ) -> httpx.Response | Answer:
@@ -183,7 +228,9 @@ class AnswerClient:
             detail = f"not sent: {_GIVE_UP_AFTER} requests in a row had failed"
             return failure(doc_id, started, RequestOutcome.CONNECTION_ERROR, None, detail)
         try:
-            response = await asyncio.wait_for(self._client.post(path, json=body), self.target.timeout_s)
+            response = await self._posted(path, body)
+        except _CalledOff as error:
+            return failure(doc_id, started, RequestOutcome.CONNECTION_ERROR, None, f"not finished: {error}")
         except (asyncio.TimeoutError, httpx.TimeoutException):
             detail = f"no answer within {self.target.timeout_s:g} s"
             return failure(doc_id, started, RequestOutcome.TIMEOUT, None, detail)
