@@ -49,14 +49,17 @@ def test_a_crash_in_the_middle_of_a_schedule_ends_it_and_every_request_says_what
     handle = engines.acquire("one")
     killed_at = []
 
-    def kill():
+    def answered():
+        return len(json.loads(urllib.request.urlopen(f"{handle.base_url}/fake/stamps", timeout=10).read()))
+
+    def kill_after(count):
+        until(lambda: answered() >= count, 60)
         killed_at.append(time.monotonic())
         os.kill(handle.pid, signal.SIGKILL)
 
     def when_measuring(line):
         if "warm-up" not in line and "4 req/s" in line:
-            timer = threading.Timer(1.0, kill)
-            timer.start()
+            threading.Thread(target=kill_after, args=(answered() + 4,)).start()
 
     summary = measure(handle, LONG, progress=when_measuring)
     assert killed_at
