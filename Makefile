@@ -22,7 +22,7 @@ suites-gpu: $(READY) ## gate a GPU runner: MODEL=…, or without it a shape twin
 	@[ -n "$(MODEL)" ] || [ -d $(TWIN) ] || $(RUN) -m pytest_vllmperf.cli twin Qwen2.5-7B-Instruct $(TWIN)
 	MODEL="$(or $(MODEL),$(TWIN))" $(RUN) -m pytest suites/ --vllmperf-require-gpu $(ARGS)
 
-quantization: $(READY) ## which quantization of the model to serve (opt-in, four engines)
+quantization: $(READY) ## which quantization of the model to serve (opt-in, five engines)
 	$(VENV)/bin/python -m pytest suites/ -m quantization $(ARGS)
 
 test: $(READY) lint ## the project's own tests, one of them on real vLLM

@@ -58,7 +58,7 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Opt-in: four engines more would make a run of all suites too long."""
+    """Opt-in: five engines more would make a run of all suites too long."""
     return (collection_path.name == "test_quantization.py" and not asks_for_quantization(config)) or None
 
 

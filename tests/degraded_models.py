@@ -64,3 +64,31 @@ def with_thinking_tokens(out: Path) -> Path:
             tensors[name] = np.concatenate([tensor, np.repeat(tensor.mean(0, keepdims=True), 2, axis=0)])
     save_file(tensors, out / "model.safetensors", {"format": "pt"})
     return out
+
+
+def broken_weights(out: Path, last_norm: float) -> Path:
+    """Every output of the last layer times ``last_norm``: 0 or NaN, as broken kernels give, whatever is asked.
+
+    Token 0 then is the likeliest. It is "!" here, as it is in the vocabularies of Qwen, GPT-2 and many others, whose
+    broken models therefore write "!!!!".
+    """
+    from safetensors.numpy import load_file, save_file
+
+    with_defaults(out)
+    tokenizer = json.loads((out / "tokenizer.json").read_text())
+    vocabulary, first = tokenizer["model"]["vocab"], tokenizer["added_tokens"][0]
+    other = vocabulary["!"]
+    vocabulary["!"], vocabulary[first["content"]], first["id"] = 0, other, other
+    tokenizer["added_tokens"].sort(key=lambda token: token["id"])
+    (out / "tokenizer.json").write_text(json.dumps(tokenizer))
+    for name in ("config.json", "generation_config.json"):
+        config = json.loads((out / name).read_text())
+        (out / name).write_text(json.dumps({**config, "bos_token_id": other, "pad_token_id": other}))
+    tensors = load_file(out / "model.safetensors")
+    for name, tensor in tensors.items():
+        if "embed_tokens" in name or "lm_head" in name:
+            tensors[name] = tensor[[other if i == 0 else 0 if i == other else i for i in range(len(tensor))]]
+        if name == "model.norm.weight":
+            tensors[name] = tensor * np.float32(last_norm)
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    return out

@@ -11,8 +11,8 @@ from chat_server import Reply, chat_server
 from test_silent_collapses import engine
 
 from pytest_vllmperf.adapters.lm_eval_runner import load_task, null_answers, right_answers, score_texts
-from pytest_vllmperf.adapters.question_files import read_group
-from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS, DATA_FOLDERS
+from pytest_vllmperf.adapters.question_files import read_published
+from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS
 from pytest_vllmperf.domain.validity import scores_by_filter
 from pytest_vllmperf.evaluation import evaluate
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not (DATA / "ifeval").is_dir(), reason="the publ
 
 def loaded(name, **changes):
     task = replace(BUILT_IN_TASKS[name], **changes)
-    return load_task(task, read_group(DATA, DATA_FOLDERS.get(name, name)))
+    return load_task(task, read_published(DATA, name))
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "gsm8k_cot", "gsm8k_cot_zeroshot", "gsm8k_cot_llama"])

@@ -30,7 +30,7 @@ pytestmark = [
 
 CPU_ARGS = {"enforce-eager": True, "gpu-memory-utilization": 0.2, "max-model-len": 2048}
 TASK = replace(BUILT_IN_TASKS["tinymath"], questions=200)
-VARIANTS = ("awq", "w4a16", "w8a8", "int3", "awq-wrong-order")
+VARIANTS = ("awq", "w4a16", "w8a8", "fp8", "int3", "awq-wrong-order", "zeroed")
 SHARED = Path(os.environ.get("VLLMPERF_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 """Directories of published data sets (ifeval/input_data.jsonl, …), which are not part of this repository."""
 QUESTIONS = [json.loads(line) for line in (BUNDLED / "test.jsonl").read_text().splitlines()]
@@ -322,7 +322,7 @@ def judged(evaluation: Evaluation) -> dict[str, Outcome]:
     return {v.metric: v.outcome for v in judge_all(thresholds, subject, summary, ["accuracy", "kl_mean"])}
 
 
-@pytest.mark.parametrize("name", ["awq", "w4a16", "w8a8"])
+@pytest.mark.parametrize("name", ["awq", "w4a16", "w8a8", "fp8"])
 def test_a_healthy_variant_is_never_invalid_and_never_fails(variants, name):
     outcomes = judged(variants[name])
     assert variants[name].summary.invalid == ()

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pytest_vllmperf.domain.quality import QualityTask, ValidityLimits
 from pytest_vllmperf.errors import TaskError
 
-__all__ = ["BUILT_IN_TASKS", "DATA_FOLDERS", "QUALITY_LEVELS", "at_level", "draw_questions", "task_with_options"]
+__all__ = ["BUILT_IN_TASKS", "QUALITY_LEVELS", "at_level", "draw_questions", "task_with_options"]
 
 
 QUALITY_LEVELS: Mapping[str, int | None] = {"quick": 30, "standard": 200, "full": None}
@@ -154,6 +154,3 @@ BUILT_IN_TASKS: Mapping[str, QualityTask] = {
     )
 }
 """lm-eval's own definitions with what each needs to be read, and the questions that come with the bundled model."""
-
-DATA_FOLDERS: Mapping[str, str] = dict.fromkeys(("gsm8k_cot", "gsm8k_cot_zeroshot", "gsm8k_cot_llama"), "gsm8k")
-"""The folder of ``--vllmperf-data`` for tasks over another task's questions; for others it is the task's name."""

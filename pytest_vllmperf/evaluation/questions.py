@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_vllmperf.domain.quality_tasks import DATA_FOLDERS, draw_questions
+from pytest_vllmperf.domain.quality_tasks import draw_questions
 from pytest_vllmperf.errors import TaskError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def check_task(engine: EngineConfig, task: QualityTask, data: Path | None) -> No
 
 def _rows(engine: EngineConfig, task: QualityTask, data: Path | None) -> Rows | Mapping[str, Rows] | None:
     """The questions at hand, or None where they come from the hub."""
-    from pytest_vllmperf.adapters.question_files import read_group, read_questions
+    from pytest_vllmperf.adapters.question_files import read_published, read_questions
 
     fields = ("question", "answer") if _in_gsm8k_format(task) else ()
     own = _own_data(engine, task)
@@ -70,8 +70,7 @@ def _rows(engine: EngineConfig, task: QualityTask, data: Path | None) -> Rows | 
         return read_questions(own, fields=fields)
     if data is None:
         return None
-    name = str(task.lm_eval_task)
-    return read_group(data, DATA_FOLDERS.get(name, name), fields=fields)
+    return read_published(data, str(task.lm_eval_task), fields=fields)
 
 
 def _in_gsm8k_format(task: QualityTask) -> bool:

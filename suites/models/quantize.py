@@ -1,8 +1,8 @@
-"""Make really quantized variants of the bundled model: ``python suites/models/quantize.py awq|w4a16|w8a8 OUT``.
+"""Make really quantized variants of the bundled model: ``python suites/models/quantize.py awq|w4a16|w8a8|fp8 OUT``.
 
 Weights are rounded to nearest, in groups of 32 along the input (4 bits) or for each output (8 bits), and stored
-in the formats vLLM's kernels load: AWQ, and compressed-tensors. No calibration data takes part, so this says how
-well the formats are read, not how well a quantizer chooses.
+in the formats vLLM's kernels load, on CPUs as well: AWQ, and compressed-tensors. No calibration data takes part, so
+this says how well the formats are read, not how well a quantizer chooses.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ GROUP = 32
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight neighbouring values stands in which four bits of a word, as AWQ's kernels expect."""
 
+LARGEST_FP8 = 448.0
+"""Of the 8-bit floats with four bits of exponent and three of mantissa."""
+
 Array = np.ndarray[Any, Any]
-Tensors = dict[str, Array]
+Tensors = dict[str, Any]
+"""Arrays by name; 8-bit floats, which numpy does not know, as tensors of torch."""
 
 
 def pack(values: Array, order: Sequence[int] = range(8)) -> Array:
@@ -71,6 +75,17 @@ def w8a8(name: str, weight: Array) -> Tensors:
     }
 
 
+def fp8(name: str, weight: Array) -> Tensors:
+    """8-bit floats, with a scale for each output; activations are rounded for each token while the model runs."""
+    import torch
+
+    scale = np.maximum(np.abs(weight).max(1, keepdims=True) / LARGEST_FP8, 1e-9).astype(np.float32)
+    return {
+        f"{name}.weight": torch.from_numpy(weight / scale).to(torch.float8_e4m3fn),
+        f"{name}.weight_scale": scale,
+    }
+
+
 def rounded(bits: int) -> Callable[[str, Array], Tensors]:
     """Weights rounded to ``bits`` in groups of 32, and stored unquantized: what that many bits would cost."""
     most = 2 ** (bits - 1) - 1
@@ -94,6 +109,7 @@ def _compressed(weights: dict[str, object], activations: dict[str, object] | Non
 
 
 _INT: dict[str, object] = {"type": "int", "symmetric": True}
+_FLOAT: dict[str, object] = {"type": "float", "num_bits": 8, "symmetric": True}
 FORMATS: dict[str, tuple[Callable[[str, Array], Tensors], dict[str, object] | None]] = {
     "awq": (
         awq,
@@ -120,6 +136,14 @@ FORMATS: dict[str, tuple[Callable[[str, Array], Tensors], dict[str, object] | No
             "int-quantized",
         ),
     ),
+    "fp8": (
+        fp8,
+        _compressed(
+            {**_FLOAT, "strategy": "channel", "dynamic": False},
+            {**_FLOAT, "strategy": "token", "dynamic": True},
+            "float-quantized",
+        ),
+    ),
 }
 
 
@@ -130,7 +154,7 @@ def write(
     source: Path = BUNDLED,
 ) -> Path:
     """Write a variant of ``source``: its linear layers by ``convert``, all else as it is."""
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file
 
     out.mkdir(parents=True, exist_ok=True)
     tensors: Tensors = {}
@@ -144,8 +168,21 @@ def write(
     if config is not None:
         described["quantization_config"] = config
     (out / "config.json").write_text(json.dumps(described, indent=1))
-    save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, out / "model.safetensors", {"format": "pt"})
+    _save(tensors, out / "model.safetensors")
     return out
+
+
+def _save(tensors: Tensors, path: Path) -> None:
+    if all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
+        from safetensors.numpy import save_file
+
+        save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, path, {"format": "pt"})
+        return
+    import torch
+    from safetensors.torch import save_file as save_tensors
+
+    whole = {n: torch.from_numpy(t) if isinstance(t, np.ndarray) else t for n, t in tensors.items()}
+    save_tensors({n: t.contiguous() for n, t in whole.items()}, path, {"format": "pt"})
 
 
 def variant(kind: str, out: Path, source: Path = BUNDLED) -> Path:

@@ -101,7 +101,10 @@ def load_task(task: QualityTask, rows: Rows | Mapping[str, Rows] | None) -> Load
     """
     checkers = without_downloads() if _needs_checkers(task) else contextlib.nullcontext()
     with quiet(seed=task.seed), checkers:
-        loaded = LoadedTask(task, dict(_parts(task, rows)))
+        parts = dict(_parts(task, rows))
+        for inner in parts.values():
+            _process_once(inner)
+        loaded = LoadedTask(task, parts)
         _check(loaded)
         if not loaded.compares:
             options = {"max_gen_toks": loaded.task.max_gen_toks, "do_sample": False, "temperature": 0.0}
@@ -110,6 +113,25 @@ def load_task(task: QualityTask, rows: Rows | Mapping[str, Rows] | None) -> Load
         if _needs_checkers(task) and sentence_data_missing():
             _leave_out_sentence_checks(loaded)
     return loaded
+
+
+def _process_once(inner: Any) -> None:
+    """Let a task prepare each split once, and seeded.
+
+    lm-eval prepares it anew whenever its questions are looked at, and GPQA's choices are shuffled by that: the right
+    letter would change between the question as it is asked and the answer as it is scored.
+    """
+    prepare, prepared = inner.config.process_docs, {}
+    if prepare is None:
+        return
+
+    def once(split: Any) -> Any:
+        if id(split) not in prepared:
+            prepared[id(split)] = (split, prepare(split))  # the split is kept, so that its id stays its own
+        return prepared[id(split)][1]
+
+    inner.set_config("process_docs", once)
+    _ = inner.eval_docs
 
 
 def _needs_checkers(task: QualityTask) -> bool:

@@ -1,17 +1,18 @@
-"""Questions from local files, in the format GSM8K is published in: one JSON object on each line."""
+"""Read the rows of question files: JSONL (one object on each line, as GSM8K is published), CSV, Parquet."""
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_vllmperf.errors import TaskError, TaskUnavailable
+from pytest_vllmperf.errors import TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["SPLITS", "read_group", "read_questions"]
+__all__ = ["SPLITS", "Rows", "read_questions", "read_rows"]
 
 SPLITS = ("test", "train", "dev", "validation")
 """The files of a data directory: ``test.jsonl`` is asked, ``train.jsonl`` or ``dev.jsonl`` gives worked examples."""
@@ -47,35 +48,56 @@ def read_questions(data: str, *, fields: Sequence[str] = ()) -> dict[str, Rows]:
     return {"test": _rows(path, fields)}
 
 
-def read_group(
-    directory: Path, name: str, *, fields: Sequence[str] = ()
-) -> dict[str, Rows] | dict[str, dict[str, Rows]]:
-    """Read a task's questions from a directory of data sets: ``NAME/``, or ``NAME_*/`` for a group of tasks.
+def read_rows(path: Path, *, fields: Sequence[str] = (), columns: Sequence[str] | None = None) -> Rows:
+    """Read one file, whatever its format.
 
     Args:
-        directory: As given by ``--vllmperf-data``.
-        name: The task's folder, or the group whose tasks' folders begin with its name.
+        path: Ends in ``.jsonl``, ``.csv`` or ``.parquet``.
         fields: Fields every row must have as strings.
-
-    Returns:
-        As :func:`read_questions`; for a group, that by task.
+        columns: Names of a CSV file's columns, where its first line does not give them.
 
     Raises:
-        TaskUnavailable: Neither is there.
-        TaskError: A row is malformed.
+        TaskError: It cannot be read, or a row is malformed (naming file and line).
     """
-    folder = directory / name
-    if folder.is_dir() or folder.with_suffix(".jsonl").is_file():
-        return read_questions(str(folder if folder.is_dir() else folder.with_suffix(".jsonl")), fields=fields)
-    parts = sorted(path for path in directory.glob(f"{name}_*") if path.is_dir())
-    if not parts:
-        there = ", ".join(sorted(path.name for path in directory.glob("*"))) if directory.is_dir() else ""
-        seen = f"it holds {there}" if there else "it is empty or missing"
-        raise TaskUnavailable(
-            f"{directory}: holds no {name}/ with test.jsonl ({seen}); put the data set "
-            "there in its published format, or leave --vllmperf-data out to take it from the hub"
-        )
-    return {path.name: read_questions(str(path), fields=fields) for path in parts}
+    if path.suffix == ".parquet":
+        rows = _parquet(path)
+    elif path.suffix == ".csv":
+        rows = _csv(path, columns)
+    else:
+        return _rows(path, fields)
+    if not rows:
+        raise TaskError(f"{path}: holds no question")
+    for number, row in enumerate(rows, start=1):
+        _check_fields(row, f"{path}: question {number}", fields)
+    return rows
+
+
+def _parquet(path: Path) -> Rows:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        rows: Rows = parquet.read_table(path).to_pylist()
+    except (OSError, ArrowException) as error:
+        raise TaskError(
+            f"{path}: cannot be read as Parquet ({error}); a file of some hundred bytes is a pointer of Git LFS: "
+            "fetch the data itself (git lfs pull)"
+        ) from error
+    return rows
+
+
+def _csv(path: Path, columns: Sequence[str] | None) -> Rows:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, fieldnames=columns)
+            rows: Rows = []
+            for row in reader:
+                if None in row or None in row.values():
+                    names = ", ".join(reader.fieldnames or ())
+                    raise TaskError(f"{path}:{reader.line_num}: a row must have one value for each of {names}")
+                rows.append(dict(row))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TaskError(f"{path}: cannot be read: {error}") from error
+    return rows
 
 
 def _rows(path: Path, fields: Sequence[str]) -> Rows:
@@ -102,6 +124,11 @@ def _row(line: str, where: str, fields: Sequence[str]) -> dict[str, object]:
         raise TaskError(f"{where}: not JSON ({error}): {line[:80]!r}") from None
     if not isinstance(row, dict):
         raise TaskError(f'{where}: {line[:80]!r} must be a JSON object such as {{"question": …, "answer": …}}')
+    _check_fields(row, where, fields)
+    return row
+
+
+def _check_fields(row: dict[str, object], where: str, fields: Sequence[str]) -> None:
     for name in fields:
         if not isinstance(row.get(name), str):
             raise TaskError(f"{where}: field {name!r} is {row.get(name)!r}, it must be a string")
@@ -109,4 +136,3 @@ def _row(line: str, where: str, fields: Sequence[str]) -> dict[str, object]:
         raise TaskError(
             f"{where}: answer {str(row['answer'])[-60:]!r} must end in '#### ' and the result, as GSM8K's do"
         )
-    return row
