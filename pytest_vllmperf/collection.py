@@ -253,8 +253,16 @@ def announcement(config: pytest.Config) -> list[str]:
         f"vllmperf: engines {engines}; {limits} limits from {_shown(config, source)}",
         f"vllmperf: report {_shown(config, session.options.report_directory)}; history .benchmarks",
         *quick,
+        *_calibrating(session),
         *_killed_run(config),
     ]
+
+
+def _calibrating(session: Session) -> list[str]:
+    if not session.options.judging.calibrate:
+        return []
+    target = session.options.thresholds_path.name
+    return [f"vllmperf: calibrating: {session.launch_budget} launches of each engine, nothing judged; limits: {target}"]
 
 
 def _killed_run(config: pytest.Config) -> list[str]:

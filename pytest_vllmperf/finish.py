@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunFacts", "conclude", "print_report"]
 
+_BROKEN_OFF = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR)
 _RUNS_SHOWN = 40
 """Earlier runs in sparklines and trends of the page; a stored run holds every raw sample: reading all takes long."""
 
@@ -33,6 +34,7 @@ class RunFacts(Protocol):
     journal: JournalWriter | None
     written: tuple[Path, ...]
     push_failure: str | None
+    limits_diff: str
 
 
 def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts: RunFacts) -> Report:
@@ -47,7 +49,7 @@ def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts
     earlier = history.earlier_runs(config, at_most=_RUNS_SHOWN)
     past = look_back(run, earlier, confirm=not _interrupted(session, facts))
     parts = conclusion.by_hardware(evidence, run.environment)
-    unrecorded = () if _interrupted(session, facts) else conclusion.unrecorded_limits(run.thresholds, parts)
+    unrecorded = () if _interrupted(session, facts) else conclusion.unrecorded_limits(run.judged_by, parts)
     outcome = RunOutcome(
         verdicts=tuple(evidence.verdicts),
         ordinary_failures=facts.ordinary_failures,
@@ -62,6 +64,8 @@ def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts
     if status in {int(code) for code in ExitCode}:  # a run that was interrupted, or broke, has told why
         problems += conclusion.nothing_judged(outcome, engines)
     report = _with_sections(config, _report(run, engines, tuple(evidence.verdicts), tuple(problems), status))
+    if run.options.judging.calibrate:
+        report = _calibrated(session, report, run, parts, facts)
     if past is not None:
         report = replace(report, sections=(*report.sections, past))
     for part in parts.values():
@@ -78,6 +82,26 @@ def conclude(config: pytest.Config, session: pytest.Session, run: Session, facts
     if facts.journal is not None:
         facts.journal.end({"exit_code": status, "interrupted": _interrupted(session, facts), "problems": problems})
     return report
+
+
+def _calibrated(
+    session: pytest.Session, report: Report, run: Session, parts: Mapping[str, Evidence], facts: RunFacts
+) -> Report:
+    """The report with the proposed limits, which are in the file by then. Limits that could not be written fail."""
+    from pytest_vllmperf.calibrating import calibrate
+
+    broken_off = bool(session.shouldstop or session.shouldfail or int(session.exitstatus) in _BROKEN_OFF)
+    found = calibrate(run, parts, broken_off=broken_off)
+    facts.limits_diff = found.difference
+    if found.failure is None:
+        return replace(report, sections=(*report.sections, found.section))
+    session.exitstatus = int(session.exitstatus) or int(pytest.ExitCode.TESTS_FAILED)
+    return replace(
+        report,
+        sections=(*report.sections, found.section),
+        problems=(*report.problems, found.failure),
+        exit_code=int(session.exitstatus),
+    )
 
 
 def _status(ended: int, facts: RunFacts, judged: int) -> int:
@@ -110,6 +134,8 @@ def print_report(terminal: Any, report: Report, facts: RunFacts, *, root: Path, 
     for section in report.sections:
         for sentence in section.sentences:
             terminal.write_line(f"{section.title}: {sentence}", **_KIND_MARKUP.get(section.kind, {}))
+    for line in facts.limits_diff.splitlines():
+        terminal.write_line(line, green=line.startswith("+"), red=line.startswith("-"))
     for problem in (*report.problems, *([facts.push_failure] if facts.push_failure else [])):
         terminal.write_line(f"! {problem}", yellow=True)
     good = report.exit_code == 0

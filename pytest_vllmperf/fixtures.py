@@ -215,7 +215,7 @@ def vllm_check(request: pytest.FixtureRequest) -> Callable[..., None]:
         from pytest_vllmperf.sending import Evidence
 
         subject, launches = session.subject(summary), session.launch_budget
-        verdicts = judge_all(session.thresholds, subject, summary, metrics, launches=launches)
+        verdicts = judge_all(session.judged_by, subject, summary, metrics, launches=launches)
         _evidence(request.node).add(Evidence(verdicts=verdicts))
         message = failure_message(summary, verdicts, inconclusive_fails=session.thresholds.inconclusive == "fail")
         if message is not None:

@@ -171,6 +171,18 @@ def _add_judging_options(parser: pytest.Parser) -> None:
         default=None,
         help="Whether too little evidence fails a test. Default: inconclusive in thresholds.toml, else warn.",
     )
+    group.addoption(
+        "--vllmperf-calibrate",
+        action="store_true",
+        help="Propose limits for this hardware from several launches of each engine (5 unless --vllmperf-launches says "
+        "otherwise) and write them into thresholds.toml, showing the difference. Judges nothing; limits that are there "
+        "are tightened, never loosened.",
+    )
+    group.addoption(
+        "--vllmperf-force",
+        action="store_true",
+        help="Let --vllmperf-calibrate loosen limits as well.",
+    )
 
 
 def _judging(config: pytest.Config, engines: Mapping[str, EngineConfig]) -> Judging:
@@ -186,6 +198,8 @@ def _judging(config: pytest.Config, engines: Mapping[str, EngineConfig]) -> Judg
     for name, least in (("pairs", 2), ("launches", 1), ("rounds", 1)):
         if numbers[name] is not None and numbers[name] < least:
             raise ConfigError(f"--vllmperf-{name}={numbers[name]}: must be {least} or more")
+    calibrate = config.getoption("--vllmperf-calibrate")
+    _check_calibrating(config, calibrate=calibrate, launches=numbers["launches"])
     return Judging(
         compare=_pairs_of_engines(config, "--vllmperf-compare", engines),
         attribute=_pairs_of_engines(config, "--vllmperf-attribute", engines),
@@ -195,7 +209,33 @@ def _judging(config: pytest.Config, engines: Mapping[str, EngineConfig]) -> Judg
         launches=numbers["launches"],
         rounds=numbers["rounds"],
         inconclusive=config.getoption("--vllmperf-inconclusive"),
+        calibrate=calibrate,
+        force=config.getoption("--vllmperf-force"),
     )
+
+
+def _check_calibrating(config: pytest.Config, *, calibrate: bool, launches: int | None) -> None:
+    from pytest_vllmperf.domain.calibration import LEAST_LAUNCHES
+    from pytest_vllmperf.errors import ConfigError
+
+    if not calibrate:
+        if config.getoption("--vllmperf-force"):
+            raise ConfigError("--vllmperf-force belongs to --vllmperf-calibrate; nothing else writes limits")
+        return
+    if launches is not None and launches < LEAST_LAUNCHES:
+        raise ConfigError(
+            f"--vllmperf-calibrate with --vllmperf-launches={launches}: the margin of a limit comes from what changes "
+            f"between launches, so {LEAST_LAUNCHES} are needed at least"
+        )
+    no_source = {
+        "--vllmperf-quick": "a fifth of the requests is no level to set limits by",
+        "--vllmperf-reuse": "an engine that was used before is not what a limit will be judged on",
+        "--vllmperf-compare": "a comparison judges changes, and calibrating judges nothing",
+        "--vllmperf-attribute": "an attribution launches other engines than the limits are for",
+    }
+    for option, why in no_source.items():
+        if config.getoption(option):
+            raise ConfigError(f"--vllmperf-calibrate with {option}: {why}; run the two one after the other")
 
 
 def _pairs_of_engines(
@@ -254,7 +294,10 @@ def session_of(config: pytest.Config) -> Session:
             engines=wanted,
             workloads=tuple(config.getoption("--vllmperf-workload")),
             quick=config.getoption("--vllmperf-quick"),
-            record_only=config.getoption("--vllmperf-record-only") or bool(config.getoption("--vllmperf-attribute")),
+            record_only=any(
+                config.getoption(f"--vllmperf-{judging_nothing}")
+                for judging_nothing in ("record-only", "attribute", "calibrate")
+            ),
             require_gpu=_require_gpu(config, [engines[n].requires for n in wanted if n in engines]),
             share_cpu=config.getoption("--vllmperf-share-cpu"),
             workers=_workers(config),

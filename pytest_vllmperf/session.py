@@ -81,6 +81,8 @@ class Judging:
         launches: Launches of each engine for limits on levels; None leaves it to the thresholds file.
         rounds: Likewise, rounds of each workload in one launch.
         inconclusive: ``warn`` or ``fail``; None leaves it to the thresholds file.
+        calibrate: Whether limits are proposed and written instead of judged.
+        force: Whether calibrating may loosen limits that are there.
     """
 
     compare: tuple[tuple[str, str], ...] = ()
@@ -91,6 +93,8 @@ class Judging:
     launches: int | None = None
     rounds: int | None = None
     inconclusive: str | None = None
+    calibrate: bool = False
+    force: bool = False
 
 
 _ROUNDS = 3
@@ -148,6 +152,11 @@ class Session:
         if not path.exists() and path == self.options.root / "thresholds.toml":
             return Thresholds(quality_tasks={}, path=None)
         return read_thresholds(path, engines=self.engines, workloads=self.known_workloads, tasks=self.tasks)
+
+    @property
+    def judged_by(self) -> Thresholds:
+        """The limits that verdicts come from: none of the file's while calibrating, which judges nothing by them."""
+        return replace(self.thresholds, tables=()) if self.options.judging.calibrate else self.thresholds
 
     def limits_as_text(self) -> str:
         """The limits, for a worker's ``limits_sent``."""
@@ -292,7 +301,12 @@ class Session:
     @property
     def launch_budget(self) -> int:
         """How often each engine is launched at most for limits on levels."""
-        return self.options.judging.launches or self.thresholds.launches
+        asked = self.options.judging.launches
+        if asked is None and self.options.judging.calibrate:
+            from pytest_vllmperf.domain.calibration import LAUNCHES
+
+            return max(LAUNCHES, self.thresholds.launches)
+        return asked or self.thresholds.launches
 
     @cached_property
     def launcher(self) -> PoolLauncher:

@@ -31,6 +31,7 @@ class RunState:
         report: The finished report.
         written: Its files.
         push_failure: Why its metrics could not be pushed, None where they were or nobody asked.
+        limits_diff: What calibrating changed in the limits file; empty where it changed nothing.
         unsaved: What history could not be given, a sentence each, filled at the very end.
         journal: Takes what each test sent to disk at once; None where nothing is measured.
     """
@@ -46,6 +47,7 @@ class RunState:
     unsaved: list[str] = field(default_factory=list)
     written: tuple[Path, ...] = ()
     push_failure: str | None = None
+    limits_diff: str = ""
 
 
 # The keys' types are for the type checker: importing them would cost every start of pytest 10 ms and more.

@@ -1,7 +1,7 @@
 """Write a starter: conftest.py, thresholds.toml and suites/ for this project.
 
 Files that are there already are left as they are. Afterwards `pytest suites/` launches both engines of conftest.py and
-measures them; with `--vllmperf-record-only` it needs no limits yet.
+measures them; `pytest suites/ --vllmperf-calibrate` proposes limits from what it sees, and writes them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> Answer:
         path.write_text(content.replace("@MODEL@", _quoted(options.model)), encoding="utf-8")
         written.append(name)
     lines = [*(f"wrote  {name}" for name in written), *(f"kept   {name}: it was there already" for name in kept)]
-    lines += ["", "Next: name your engines in conftest.py, then", "  pytest suites/ --vllmperf-record-only"]
+    lines += ["", "Next: name your engines in conftest.py, then", "  pytest suites/ --vllmperf-calibrate"]
     return Answer(text="\n".join(lines), data={"written": written, "kept": kept})
 
 
