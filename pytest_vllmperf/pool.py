@@ -19,6 +19,7 @@ from pytest_vllmperf.adapters.control_client import ControlClient, NoAnswer
 from pytest_vllmperf.adapters.host_budget import HostBudget
 from pytest_vllmperf.adapters.leases import HostLeases
 from pytest_vllmperf.adapters.model_files import twin_of
+from pytest_vllmperf.compiling import first_start_alone
 from pytest_vllmperf.controls import with_controls
 from pytest_vllmperf.device_release import DeviceRelease
 from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle
@@ -353,12 +354,8 @@ class EnginePool:
         return self._leases.take(slot.config.name, gpus=free, count=count, waiting=make_room, sharing=asleep)
 
     def _start(self, slot: _Slot, *, fresh_cache: bool = False) -> EngineHandle:
-        config, log_path = slot.config, slot.log_path
-        assert log_path is not None  # set by _launch
-        api_key = secrets.token_urlsafe(32)
+        config, api_key = slot.config, secrets.token_urlsafe(32)
         self._hide(api_key)
-        port = (self._ports or engine_process.free_port)()
-        slot.command = engine_process.launch_command(config, port=port, serve=slot.checked.serve)
         env = engine_process.child_environment(
             config,
             device=self._environment.device,
@@ -369,6 +366,20 @@ class EnginePool:
         if fresh_cache:
             env["VLLM_CACHE_ROOT"] = tempfile.mkdtemp(prefix="vllmperf-cache-")
             atexit.register(shutil.rmtree, env["VLLM_CACHE_ROOT"], ignore_errors=True)
+        print_ = fingerprint(config, device=self._environment.device, serve=slot.checked.serve)
+        with first_start_alone(config, env=env, fingerprint=print_, leases=self._leases, tell=self._tell):
+            handle, process = self._until_ready(slot, env, api_key)
+        if self._keeper and self._keeps(slot):
+            slot.kept = self._keeper.keep(handle, process, print_, slot.gpu_uuids)
+        return handle
+
+    def _until_ready(
+        self, slot: _Slot, env: Mapping[str, str], api_key: str
+    ) -> tuple[EngineHandle, engine_process.EngineProcess]:
+        config, log_path = slot.config, slot.log_path
+        assert log_path is not None  # set by _launch
+        port = (self._ports or engine_process.free_port)()
+        slot.command = engine_process.launch_command(config, port=port, serve=slot.checked.serve)
         if not engine_process.is_port_free(port):
             raise PortLost(f"engine {config.name!r}: port {port} was taken before the launch")
         device_before = self._devices.before(slot.gpu_uuids)
@@ -398,17 +409,13 @@ class EnginePool:
         )
         try:
             self._tell(f"{config.name}: starting (pid {process.pid}, log {log_path})")
-            handle = start.until_ready()
+            return start.until_ready(), process
         except EngineError:
             self._stop_quietly(slot, lease=False)
             raise
         except BaseException:  # Ctrl-C while starting must not leave it running either
             self._stop(slot)
             raise
-        if self._keeper and self._keeps(slot):
-            print_ = fingerprint(config, device=self._environment.device, serve=slot.checked.serve)
-            slot.kept = self._keeper.keep(handle, process, print_, slot.gpu_uuids)
-        return handle
 
     def _failure(self, kind: type[EngineError], slot: _Slot, what: str) -> EngineError:
         headline = f"engine {slot.config.name!r} {what}"

@@ -96,18 +96,62 @@ class HostLeases:
         for descriptor in held.values():
             os.close(descriptor)
 
+    @contextlib.contextmanager
+    def alone(
+        self,
+        engine: str,
+        *,
+        lock: str,
+        what: str,
+        over: Callable[[], bool] = lambda: False,
+        waiting: Callable[[str], None] = lambda _line: None,
+    ) -> Iterator[None]:
+        """For ``with``: no other process is inside under the same name of a ``lock``; ends with this process.
+
+        ``over`` tells that there is nothing left to wait for. ``waiting`` is called as by :meth:`take`, naming
+        ``what`` is waited for.
+
+        Raises:
+            EngineError: The lock file cannot be opened.
+        """
+        if self._directory is None:
+            yield
+            return
+        with _told():
+            self._make(self._directory)
+            path = _path(self._directory, lock)
+            descriptor = _open(path)
+        started = told = time.monotonic()
+        try:
+            while not (locked := _locked(descriptor)) and not over():
+                now = time.monotonic()
+                if now - told > (_TELL_AFTER_S if told == started else _TELL_AGAIN_S):
+                    told = now
+                    holder = path.read_text(encoding="utf-8", errors="replace").strip() or "somebody"
+                    waiting(f"{engine}: waiting {now - started:.0f} s for {what}, held by {holder}")
+                time.sleep(_POLL_S)
+            if locked:
+                _note(descriptor, f"engine {engine!r} of {self._project} (pid {os.getpid()})")
+            yield
+        finally:
+            os.close(descriptor)
+
     def _cpu_wanted(self) -> tuple[str, ...]:
         """The CPU, unless it is shared, or held already: engines of one process run beside each other on purpose."""
         held = any(_CPU in held for held in self._held.values())
         return () if self._share_cpu or held else (_CPU,)
 
-    def _try(
-        self, directory: Path, engine: str, wanted: Sequence[str], count: int, sharing: Mapping[str, str]
-    ) -> dict[str, int] | None:
+    @staticmethod
+    def _make(directory: Path) -> None:
         _check_directory(directory)
         directory.mkdir(mode=0o1777, parents=True, exist_ok=True)
         with contextlib.suppress(PermissionError):  # another user's: it has the mode they gave it
             directory.chmod(0o1777)
+
+    def _try(
+        self, directory: Path, engine: str, wanted: Sequence[str], count: int, sharing: Mapping[str, str]
+    ) -> dict[str, int] | None:
+        self._make(directory)
         held: dict[str, int] = {}
         with contextlib.ExitStack() as undo:
             master = _open(directory / "all.lock")
