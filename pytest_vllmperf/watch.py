@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pytest_vllmperf.domain.pacing import Pace
 from pytest_vllmperf.domain.records import MemorySample, ServerCounters
 from pytest_vllmperf.errors import EngineError
 
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Life", "Watch", "steady_bytes"]
 
-_HOST_PERIOD_S = 1.0
-"""Reading a proportional set size walks page tables (milliseconds for a few GiB): once a second will do."""
-_COUNTER_PERIOD_S = 0.5
+_HOST = {"base_s": 1.0, "share": 0.01, "longest_s": 10.0}
+"""Reading a proportional set size walks page tables (milliseconds for a few GiB, far more for an offload tier)."""
+_COUNTERS = {"base_s": 0.5, "share": 0.02, "longest_s": 2.0}
 _LIFE_PERIOD_S = 0.4
 _HEALTH_TIMEOUT_S = 2.0
 _PROBE_S = 10.0
@@ -55,14 +56,12 @@ class Watch:
     def __enter__(self) -> Watch:
         from pytest_vllmperf.adapters.gpu import DeviceSampler
 
-        jobs = [("counters", self._scrape, _COUNTER_PERIOD_S)]
+        jobs = [("counters", self._scrape, Pace(**_COUNTERS))]
         if self.pid is not None:  # a server that runs elsewhere has no memory here
             self._members = self._processes()
-            jobs.append(("host memory", self._sample_host, _HOST_PERIOD_S))
-        for name, job, period_s in jobs:
-            thread = threading.Thread(
-                target=self._repeat, args=(name, job, period_s), name=f"watch {name}", daemon=True
-            )
+            jobs.append(("host memory", self._sample_host, Pace(**_HOST)))
+        for name, job, pace in jobs:
+            thread = threading.Thread(target=self._repeat, args=(name, job, pace), name=f"watch {name}", daemon=True)
             self._threads.append(thread)
             thread.start()
         self._gpus = DeviceSampler(self.gpu_uuids, lambda: self._members)
@@ -83,12 +82,12 @@ class Watch:
         for thread in self._threads:
             thread.join()
 
-    def _repeat(self, name: str, job: Callable[[], None], period_s: float) -> None:
+    def _repeat(self, name: str, job: Callable[[], None], pace: Pace) -> None:
         """Run ``job`` at once, then every period, and once more at the end: short runs get two samples."""
         try:
-            job()
-            while not self._stop.wait(period_s):
-                job()
+            _paced(job, pace)
+            while not self._stop.wait(pace.period_s):
+                _paced(job, pace)
             job()
         except Exception as error:  # noqa: BLE001 - doubt is data: a broken sampler must not end the measurement
             self.failures.append(f"{name} was not sampled to the end: {type(error).__name__}: {error}")
@@ -107,6 +106,13 @@ class Watch:
 
     def _scrape(self) -> None:
         self.scrapes.append(self.counters())
+
+
+def _paced(job: Callable[[], None], pace: Pace) -> None:
+    """Run it and tell ``pace`` what it cost this thread."""
+    began = time.thread_time()
+    job()
+    pace.cost(time.thread_time() - began)
 
 
 class Life:

@@ -315,7 +315,7 @@ BUILT_IN_WORKLOADS: tuple[Workload, ...] = (
         name="shared-prefix",
         input_tokens=1152,
         output_tokens=32,
-        requests=200,
+        requests=64,
         requests_on_cpu=24,
         max_concurrency=8,
         prompts=SharedPrefix(tokens=1024, share=0.75, groups=4),
@@ -324,7 +324,7 @@ BUILT_IN_WORKLOADS: tuple[Workload, ...] = (
         name="multi-turn",
         input_tokens=128,
         output_tokens=64,
-        requests=160,
+        requests=32,
         requests_on_cpu=16,
         max_concurrency=4,
         prompts=Conversations(turns=4),
@@ -332,10 +332,13 @@ BUILT_IN_WORKLOADS: tuple[Workload, ...] = (
     Workload(
         name="long-context",
         output_tokens=32,
-        requests=40,
+        requests=8,
         requests_on_cpu=4,
         max_concurrency=4,
         prompts=FillContext(share=0.9),
     ),
 )
-"""One user, ten users, a burst of fifty, a hundred at once; prompts that open alike, conversations, full contexts."""
+"""One user, ten users, a burst of fifty, a hundred at once; prompts that open alike, conversations, full contexts.
+
+The last three answer whether the cache works and the context holds: they are sized for three rounds on a GPU.
+"""

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vllmperf.adapters.gpu.nvml import handle, told
 from pytest_vllmperf.domain.device import DeviceSample
+from pytest_vllmperf.domain.pacing import Pace
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = ["DeviceSampler", "device_memory_bytes", "device_sample"]
 
-_PERIOD_S = 0.05
-_FULL_EVERY_NS = 500_000_000
-"""Processes, power and clocks take several calls of the driver each: they are asked twice a second."""
+_MEMORY = {"base_s": 0.05, "share": 0.006, "longest_s": 0.25}
+_FULL = {"base_s": 0.5, "share": 0.003, "longest_s": 5.0}
+"""Processes, power and clocks take several calls of the driver each: they are asked twice a second, or less often
+where that would cost more than its share of one core (0.02 of a core were seen at a fixed period on an H100)."""
 _LEAVE_S = 0.25
 """Longest the end of a measurement waits for a driver that does not answer."""
 _THROTTLE_BITS = {
@@ -104,6 +106,8 @@ def _sum(parts: Sequence[int | None]) -> int | None:
 class DeviceSampler:
     """Samples GPUs in a thread, 20 times a second, while the body of ``with`` runs.
 
+    Where the driver is slow it samples less often, so that it takes less than a hundredth of one core.
+
     A driver that does not answer delays nothing but the samples; the gap is in their times.
 
     Args:
@@ -116,7 +120,7 @@ class DeviceSampler:
         self.failures: list[str] = []
         self.cpu_s = 0.0
         self._uuids, self._processes = tuple(uuids), processes
-        self._full_ns = 0
+        self._memory, self._full, self._full_at_s = Pace(**_MEMORY), Pace(**_FULL), 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch GPUs", daemon=True)
 
@@ -141,8 +145,8 @@ class DeviceSampler:
         """A full sample at both ends: energy is the difference of two readings."""
         try:
             self._sample(full=True)
-            while not self._stop.wait(_PERIOD_S):
-                self._sample(full=time.monotonic_ns() - self._full_ns > _FULL_EVERY_NS)
+            while not self._stop.wait(self._memory.period_s):
+                self._sample(full=time.monotonic() - self._full_at_s >= self._full.period_s)
             self._sample(full=True)
         except Exception as error:  # noqa: BLE001 - doubt is data: a broken sampler must not end the measurement
             self.failures.append(f"GPUs were not sampled to the end: {type(error).__name__}: {error}")
@@ -150,6 +154,8 @@ class DeviceSampler:
             self.cpu_s = time.thread_time()
 
     def _sample(self, *, full: bool) -> None:
-        if full:
-            self._full_ns = time.monotonic_ns()
+        began = time.thread_time()
         self.samples.append(device_sample(self._uuids, self._processes() if full else None))
+        (self._full if full else self._memory).cost(time.thread_time() - began)
+        if full:
+            self._full_at_s = time.monotonic()

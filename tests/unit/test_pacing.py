@@ -1,0 +1,42 @@
+"""How often to look: the share of a core that looking takes is held, and it never stops."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_vllmperf.domain.pacing import Pace
+
+
+def paced(*costs_s, base_s=0.05, share=0.01, longest_s=5.0):
+    pace = Pace(base_s=base_s, share=share, longest_s=longest_s)
+    for cost_s in costs_s:
+        pace.cost(cost_s)
+    return pace
+
+
+def test_cheap_looks_keep_the_period():
+    assert paced(0.0001, 0.0002).period_s == 0.05
+
+
+def test_a_first_look_that_imports_something_does_not_count():
+    assert paced(0.9).period_s == 0.05
+    assert paced(0.9, 0.0001).period_s == 0.05
+
+
+def test_dear_looks_become_rare():
+    assert paced(0.002, 0.002, 0.002).period_s == pytest.approx(0.2)
+
+
+def test_the_dearest_look_still_happens():
+    assert paced(1.0, 1.0, 1.0).period_s == 5.0
+
+
+def test_looks_that_became_cheap_come_often_again():
+    assert paced(0.02, 0.02, 0.0001).period_s == 0.05
+
+
+@given(cost_s=st.floats(0.0, 0.04), looks=st.integers(2, 6))
+def test_looks_stay_within_their_share(cost_s, looks):
+    """Below ``longest_s`` × share a look's cost over its period never exceeds the share."""
+    pace = paced(*[cost_s] * looks)
+    assert cost_s / pace.period_s <= 0.01 * (1 + 1e-9)
