@@ -13,7 +13,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pytest_vllmperf.adapters.html_report import write_html
+from pytest_vllmperf.adapters.html_report.axes import Axis, axis_ticks
+from pytest_vllmperf.adapters.html_report.estimates import scatter_figure
+from pytest_vllmperf.adapters.html_report.pareto import pareto_section
 from pytest_vllmperf.adapters.html_report.plots import HEIGHT, WIDTH, ecdf_plot, sparkline
+from pytest_vllmperf.domain.section import Point, Scatter
 from pytest_vllmperf.errors import UnknownMetric
 
 VOID = {"meta", "link", "input", "br", "img"}
@@ -235,6 +239,73 @@ def test_a_broken_measurement_is_never_compared(page):
     report = replace(sample.troubled(), summaries=(sample.load("baseline", "burst"), broken), verdicts=(), sections=())
     assert page(report).compared("output_throughput") is None
 
+    assert "Nothing to compare: baseline was measured, max-perf INVALID ." in page(report).words
+
+
+def test_a_comparison_folds_what_is_seldom_asked_for(page):
+    parsed = page()
+    folded = parsed.raw.partition("3 more metrics</summary>")[2].partition("</details>")[0]
+    assert re.findall(r'<th scope="row">(\w+)</th>', folded) == ["e2el_p90", "service_ttft_mean", "service_e2el_mean"]
+
+
+def test_a_glance_has_headlines_the_worst_verdict_and_the_nearest_limit(page):
+    words = page().words
+    assert "Workload baseline max-perf burst FAIL 900 tok/s TTFT 226 ms TPOT 20.5 ms" in words
+    assert "heavy – INVALID 900 tok/s gsm8k accuracy 75 %" in words
+    assert "TTFT mean takes 226 % of its limit, the most of 4" in words
+
+
+def test_many_engines_are_the_rows_of_the_glance(page):
+    words = page(sample.large(engines=4, workloads=2, requests=5)).words
+    assert "Engine workload-0 workload-1 engine-0 900 tok/s TTFT" in words
+
+
+def test_equal_answers_and_memory_leave_nothing_to_choose():
+    def measured(engine, memory):
+        load = sample.load(engine, "burst", scale=1.0 if engine == "a" else 0.5, host_memory_peak=memory)
+        return load, replace(sample.quality(engine))
+
+    def drawn(other_memory):
+        summaries = (*measured("a", 2.0**33), *measured("b", other_memory))
+        section = pareto_section(replace(sample.troubled(), summaries=summaries))
+        return [scatter.y_label for scatter in section.scatters]
+
+    assert drawn(2.0**33) == ["TTFT mean"]
+    assert drawn(2.0**34) == ["TTFT mean", "host memory peak"]
+
+
+def test_a_share_of_a_whole_ends_at_the_whole_and_ticks_differ():
+    points = tuple(Point(label=name, x=x, y=y) for name, x, y in (("a", 1.0, 0.97), ("b", 1.001, 0.99)))
+    figure = scatter_figure(Scatter(x_label="x", y_label="y", x_unit="tok/s", y_unit="ratio", points=points, title="t"))
+    for ticks in (figure.x_ticks, figure.y_ticks):
+        texts = [tick.text for tick in ticks]
+        assert len(set(texts)) == len(texts) > 1
+    assert max(float(tick.text) for tick in figure.y_ticks) <= 100
+
+
+def test_memory_is_labelled_in_decimal_steps_of_its_unit():
+    ticks = axis_ticks(Axis(low=2.9 * 2**30, high=3.15 * 2**30), "B")
+    assert [round(tick / 2**30, 3) for tick in ticks] == [2.9, 2.95, 3.0, 3.05, 3.1, 3.15]
+
+
+def test_a_crowd_far_from_zero_gets_an_axis_that_begins_near_it():
+    values = np.linspace(4.7e-3, 6e-3, 50).tolist()
+    plot = ecdf_plot("TPOT", [("one", values)], unit="s")
+    assert plot.curves[0].path.startswith(f"M0 {HEIGHT}h")
+    assert [tick.text for tick in plot.ticks] == ["5 ms", "5.5 ms", "6 ms"]
+    assert plot.ticks[0].x < WIDTH / 3
+    assert ecdf_plot("TTFT", [("one", [0.1, 1.0])], unit="s").ticks[0].text == "0 s"
+
+
+def test_a_trend_marks_every_change_of_level(page):
+    report = sample.troubled()
+    factors = [0.5] * 14 + [0.8] * 13 + [1.02] * 13
+    history = [sample.past_run(report, day=1 + i % 28, factor=f * (1 + i % 5 / 500)) for i, f in enumerate(factors)]
+    words = page(report, history=history).words
+    assert "+60 % since 12-15" in words
+    assert "since 12-28" in words
+    assert "6 of 6" not in words
+
 
 def test_without_history_there_is_no_history_column(page):
     assert "History" not in page().words
@@ -313,6 +384,9 @@ def walked(path):
 def axis(values):
     """The linear axis a plot without limits has."""
     high = max(values) * 1.04
+    if min(values) >= 1e-9 and min(values) > 0.4 * high:
+        low = min(values) - 0.1 * (high - min(values))
+        return low, high if high > low + 1e-9 else low + 1.0
     return 0.0, high if high > 1e-9 else 1.0
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pytest_vllmperf.domain.units import format_quantity
 
-__all__ = ["Axis", "Tick", "axis_ticks", "scaled", "short"]
+__all__ = ["Axis", "Tick", "axis_ticks", "distinct", "scaled", "short"]
 
 _TICKS = 5
+_MOST_DIGITS = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +45,12 @@ def axis_ticks(axis: Axis, unit: str, *, most: int = _TICKS) -> list[float]:
 
 
 def _linear_ticks(axis: Axis, unit: str, most: int) -> list[float]:
-    span = axis.high - axis.low
-    base = 2.0 ** math.floor(math.log2(span)) if unit == "B" else 10.0 ** math.floor(math.log10(span))
-    factors = (0.125, 0.25, 0.5, 1.0) if unit == "B" else (0.1, 0.2, 0.25, 0.5, 1.0, 2.0, 2.5, 5.0)
-    step = next((base * f for f in factors if span / (base * f) <= most), base * factors[-1])
+    """Multiples of a decimal step; of bytes in the unit they are shown in, so that 2.9 GiB is followed by 3 GiB."""
+    whole = scaled(unit, max(abs(axis.high), abs(axis.low)))[0] if unit == "B" else 1.0
+    span = (axis.high - axis.low) / whole
+    base = 10.0 ** math.floor(math.log10(span))
+    factors = (0.1, 0.2, 0.25, 0.5, 1.0, 2.0, 2.5, 5.0)
+    step = whole * next((base * f for f in factors if span / (base * f) <= most), base * factors[-1])
     first, last = math.ceil(axis.low / step - 1e-9), math.floor(axis.high / step + 1e-9)
     return [step * i for i in range(first, last + 1)]
 
@@ -72,9 +76,22 @@ def scaled(unit: str, largest: float) -> tuple[float, str]:
     return (fitting or known[:1])[-1]
 
 
-def short(value: float) -> str:
-    """A tick's number: ``1.5k`` rather than ``1 500``."""
+def short(values: Sequence[float]) -> list[str]:
+    """The numbers of ticks: ``1.5k`` rather than ``1 500``, with as many digits as tell them apart."""
+    return distinct(values, _short)
+
+
+def _short(value: float, digits: int) -> str:
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
-            return f"{format_quantity(value / factor, unit='count')}{letter}"
-    return format_quantity(value, unit="count")
+            return f"{format_quantity(value / factor, unit='count', digits=digits)}{letter}"
+    return format_quantity(value, unit="count", digits=digits)
+
+
+def distinct(values: Sequence[float], text: Callable[[float, int], str]) -> list[str]:
+    """``text`` of each value with three digits, or with the fewest more that make all of them differ."""
+    for digits in range(3, _MOST_DIGITS):
+        texts = [text(value, digits) for value in values]
+        if len(set(texts)) == len(texts):
+            return texts
+    return [text(value, _MOST_DIGITS) for value in values]

@@ -22,6 +22,13 @@ _CURVES = 6
 """More curves than this in one picture cannot be told apart; the table still holds every engine."""
 _FAMILIES = {"ttft": ("mean", "p50", "p90", "p99"), "tpot": ("mean", "p50", "p90", "p99"), "e2el": ("mean", "p90")}
 """Statistics compared; of every other distribution the mean."""
+_FIRST = {
+    *("output_throughput", "goodput", "error_rate", "preemptions", "prefix_cache_hit_rate", "energy_per_output_token"),
+    *("device_memory_peak", "host_memory_peak", "time_to_ready", "first_request_ttft", "accuracy", "e2el_mean"),
+}
+"""What is asked about first, beside TTFT and TPOT; the rest is folded."""
+_FOLDED = 3
+"""Fewer rows than this are not worth a fold."""
 _BAR = 40.0
 """Units from the middle of a bar to its end, which stands for a factor of two."""
 
@@ -45,13 +52,15 @@ class Cell:
 class Comparison:
     """One workload on two engines or more; the first of ``engines`` is the reference.
 
-    ``engines`` holds name, id of the measurement, and whether it is INVALID.
+    ``engines`` holds name, id of the measurement, and whether it is INVALID; ``rows`` what is asked about first,
+    ``more`` the rest.
     """
 
     workload: str
     description: str
     engines: tuple[tuple[str, str, bool], ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    more: tuple[tuple[str, tuple[Cell, ...]], ...]
     plots: tuple[Plot, ...]
 
 
@@ -68,13 +77,23 @@ def comparisons(report: Report, targets: Mapping[tuple[str, str], str]) -> tuple
 def _comparison(group: Sequence[Summary], targets: Mapping[tuple[str, str], str]) -> Comparison:
     names = dict.fromkeys(name for summary in group for name in summary.metrics if _compared(metric(name)))
     rows = ((name, _cells(name, group)) for name in names)
+    compared = [(name, cells) for name, cells in rows if any(cell.ratio for cell in cells)]
+    first = [row for row in compared if _first(row[0])]
+    more = [row for row in compared if not _first(row[0])]
+    if not first or len(more) < _FOLDED:
+        first, more = compared, []
     return Comparison(
         workload=group[0].workload,
         description=group[0].description,
         engines=tuple((s.engine, targets[s.engine, s.workload], bool(s.invalid)) for s in group),
-        rows=tuple((name, cells) for name, cells in rows if any(cell.ratio for cell in cells)),
+        rows=tuple(first),
+        more=tuple(more),
         plots=tuple(plot for name in _PLOTTED if (plot := _overlay(name, group)) is not None),
     )
+
+
+def _first(name: str) -> bool:
+    return name in _FIRST or metric(name).family in ("ttft", "tpot")
 
 
 def _compared(entry: Metric) -> bool:

@@ -135,10 +135,11 @@ def scatter_figure(scatter: Scatter) -> ScatterFigure | None:
     """The geometry of ``scatter``; None without a point."""
     if not scatter.points:
         return None
-    xs = _axis([p.x for p in scatter.points])
-    ys = _axis([p.y for p in scatter.points])
-    x_factor, x_name = scaled(scatter.x_unit, xs.high)
-    y_factor, y_name = scaled(scatter.y_unit, ys.high)
+    xs = _axis([p.x for p in scatter.points], scatter.x_unit)
+    ys = _axis([p.y for p in scatter.points], scatter.y_unit)
+    (x_factor, x_name), (y_factor, y_name) = scaled(scatter.x_unit, xs.high), scaled(scatter.y_unit, ys.high)
+    x_places, y_places = axis_ticks(xs, scatter.x_unit), axis_ticks(ys, scatter.y_unit, most=4)
+    x_numbers, y_numbers = [v / x_factor for v in x_places], [v / y_factor for v in y_places]
     points = _points(scatter, xs, ys)
     front = sorted((p.x, p.y) for p in points if p.front)
     return ScatterFigure(
@@ -147,16 +148,21 @@ def scatter_figure(scatter: Scatter) -> ScatterFigure | None:
         y_label=_axis_label(scatter.y_label, y_name, scatter.y_better, ("↓", "↑")),
         points=points,
         front="M" + "L".join(f"{x} {y}" for x, y in front) if len(front) > 1 else "",
-        x_ticks=tuple(Tick(x=_across(v, xs), text=short(v / x_factor)) for v in axis_ticks(xs, scatter.x_unit)),
-        y_ticks=tuple(Tick(x=_up(v, ys), text=short(v / y_factor)) for v in axis_ticks(ys, scatter.y_unit, most=4)),
+        x_ticks=tuple(Tick(x=_across(v, xs), text=text) for v, text in zip(x_places, short(x_numbers), strict=True)),
+        y_ticks=tuple(Tick(x=_up(v, ys), text=text) for v, text in zip(y_places, short(y_numbers), strict=True)),
         spoken=f"{scatter.title or 'Scatter'}: " + "; ".join(_told(p, scatter) for p in scatter.points),
     )
 
 
-def _axis(values: Sequence[float]) -> Axis:
+def _axis(values: Sequence[float], unit: str) -> Axis:
+    """An axis with room around the values; a share of a whole ends at 100 %."""
     low, high = min(values), max(values)
-    room = _ROOM * (high - low) if high - low > _FLAT * max(abs(high), 1e-30) else abs(high) or 1.0
-    return Axis(low=max(0.0, low - 2 * room) if low >= 0 else low - 2 * room, high=high + 2 * room)
+    room = _ROOM * (high - low) if high - low > _FLAT * max(abs(high), 1e-30) else _ROOM * abs(high) or 1.0
+    top = high + 2 * room
+    return Axis(
+        low=max(0.0, low - 2 * room) if low >= 0 else low - 2 * room,
+        high=max(1.0, high) if unit == "ratio" and low >= 0 and high <= 1 < top else top,
+    )
 
 
 def _axis_label(label: str, unit: str, better: str, arrows: tuple[str, str]) -> str:

@@ -67,6 +67,7 @@ def line_figure(plot: LinePlot) -> LineFigure | None:
     horizontal = _horizontal(plot, places)
     vertical = _vertical(plot, values)
     factor, name = scaled(plot.y_unit, max(abs(vertical.high), abs(vertical.low)))
+    places_up = axis_ticks(vertical, plot.y_unit, most=_Y_TICKS)
     return LineFigure(
         title=plot.title,
         unit=name,
@@ -74,7 +75,8 @@ def line_figure(plot: LinePlot) -> LineFigure | None:
         lines=tuple(_line(line, i, horizontal, vertical) for i, line in enumerate(plot.lines)),
         x_ticks=tuple(_x_ticks(plot, horizontal)),
         y_ticks=tuple(
-            Tick(x=_up(y, vertical), text=short(y / factor)) for y in axis_ticks(vertical, plot.y_unit, most=_Y_TICKS)
+            Tick(x=_up(y, vertical), text=text)
+            for y, text in zip(places_up, short([y / factor for y in places_up]), strict=True)
         ),
         bands=tuple((_across(b.start, horizontal), _across(b.end, horizontal), b.text) for b in plot.bands),
         markers=tuple(_marker(m, horizontal, vertical) for m in plot.markers),

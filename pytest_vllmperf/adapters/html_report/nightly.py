@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_vllmperf.adapters.html_report.trends import PastRun, Trends
-from pytest_vllmperf.domain.metrics import Better, metric
+from pytest_vllmperf.domain.change_points import change_points
+from pytest_vllmperf.domain.metrics import Better, Metric, metric
 from pytest_vllmperf.domain.section import Line, LinePlot, Marker, Section
 from pytest_vllmperf.domain.trend import scan_trend
 
@@ -20,7 +21,7 @@ _FEWEST = 5
 """Earlier values below which a line says nothing."""
 _MOST_PLOTS = 24
 _NAMED = 6
-_STEPS = "A step is marked where the last two to ten runs are worse than those before (one of 200 scans errs)."
+_STEPS = "Marked: changes of level, to a worse one in red, to a better one in green (one of 200 steady series errs)."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,7 @@ def _watched(report: Report) -> Iterator[tuple[str, str, str, float]]:
 def trend_section(report: Report, trends: Trends, *, judged: bool) -> Section | None:
     """One line for each watched metric with enough stored runs; None without one.
 
-    Steps to a worse level are marked, unless another section has ``judged`` the series already.
+    Changes of level are marked; nothing is said of them where another section has ``judged`` the series already.
     """
     found = []
     for engine, workload, name, now in _watched(report):
@@ -104,10 +105,10 @@ def trend_section(report: Report, trends: Trends, *, judged: bool) -> Section | 
             found.append(_plot(engine, workload, name, [*past, (report.started_at, now)], scan=not judged))
     if not found:
         return None
-    found.sort(key=lambda plot: not plot.markers)
-    stepped = sum(bool(plot.markers) for plot in found)
+    found.sort(key=lambda plot: (not _worse_now(plot), not plot.markers))
+    stepped = 0 if judged else sum(_worse_now(plot) for plot in found)
     hidden = len(found) - _MOST_PLOTS
-    sentences = [f"{stepped} of {len(found)} series stepped to a worse level." if stepped else ""]
+    sentences = [f"{stepped} of {len(found)} series are at a worse level than before." if stepped else ""]
     more = (f"{hidden} further series without a step are left out.",) if hidden > 0 else ()
     return Section(
         id="trend",
@@ -116,23 +117,20 @@ def trend_section(report: Report, trends: Trends, *, judged: bool) -> Section | 
         lines=tuple(found[:_MOST_PLOTS]),
         notes=(
             "Stored runs of the same engine, workload and model on this hardware, this one last.",
-            *(() if judged else (_STEPS,)),
+            _STEPS,
             *more,
         ),
         kind="inconclusive" if stepped else "",
     )
 
 
+def _worse_now(plot: LinePlot) -> bool:
+    """True where the latest change was for the worse."""
+    return bool(plot.markers) and plot.markers[-1].kind == "worse"
+
+
 def _plot(engine: str, workload: str, name: str, values: Sequence[tuple[str, float]], *, scan: bool) -> LinePlot:
     entry = metric(name)
-    step = scan_trend([value for _, value in values], better=entry.better).step if scan else None
-    markers: tuple[Marker, ...] = ()
-    if step is not None:
-        sign = "−" if step.change < 0 else "+"
-        when = values[step.since][0][:10]
-        markers = (
-            Marker(text=f"{sign}{100 * abs(step.change):.3g} % since {when}", x=float(step.since), kind="inconclusive"),
-        )
     return LinePlot(
         title=f"{entry.label} of {engine} × {workload}",
         y_unit=entry.unit,
@@ -146,5 +144,22 @@ def _plot(engine: str, workload: str, name: str, values: Sequence[tuple[str, flo
                 dots=len(values) <= 60,
             ),
         ),
-        markers=markers,
+        markers=tuple(_markers(values, entry, scan=scan)),
     )
+
+
+def _markers(values: Sequence[tuple[str, float]], entry: Metric, *, scan: bool) -> Iterator[Marker]:
+    """Every change of level, and a step of the last runs that is too short to be one yet."""
+    found = change_points([value for _, value in values])
+    for point in found:
+        yield _marker(values, point.at, point.change, (point.after > point.before) == (entry.better is Better.LOWER))
+    since = found[-1].at if found else 0
+    step = scan_trend([value for _, value in values[since:]], better=entry.better).step if scan else None
+    if step is not None:
+        yield _marker(values, since + step.since, step.change, True)
+
+
+def _marker(values: Sequence[tuple[str, float]], at: int, change: float | None, worse: bool) -> Marker:
+    when = values[at][0][5:10]
+    size = "" if change is None else f"{'−' if change < 0 else '+'}{100 * abs(change):.3g} % "
+    return Marker(text=f"{size}since {when}", x=float(at), kind="worse" if worse else "better")

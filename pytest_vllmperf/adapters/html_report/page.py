@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from pytest_vllmperf.adapters.html_report.comparison import Comparison, comparisons
 from pytest_vllmperf.adapters.html_report.contributed import DrawnSection, drawn_section
 from pytest_vllmperf.adapters.html_report.measurement import Measurement, measurements
 from pytest_vllmperf.adapters.html_report.nightly import Changes, changes, trend_section
+from pytest_vllmperf.adapters.html_report.overview import Overview, overview
 from pytest_vllmperf.adapters.html_report.pareto import pareto_section
 from pytest_vllmperf.adapters.html_report.table import Line, css_class, lines, tally, wrong
 from pytest_vllmperf.adapters.html_report.trends import PastRun, Trends
@@ -51,6 +52,7 @@ class EngineCard:
     kind: str
     command: tuple[str, ...]
     log_url: str | None
+    log_name: str
     evidence: tuple[Evidence, ...]
 
 
@@ -68,7 +70,11 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QualityRow:
-    """One quality task on one engine: the score, other filters' scores, and how far the answers can be believed."""
+    """One quality task on one engine: the score, other filters' scores, and how far the answers can be believed.
+
+    ``bar`` is the score's interval and the score itself, then its limit if any, in units of 100; ``rates`` are those
+    above zero or unknown, ``clean`` the names of the others.
+    """
 
     engine: str
     task: str
@@ -78,6 +84,8 @@ class QualityRow:
     invalid: bool
     filters: tuple[tuple[str, str], ...]
     rates: tuple[tuple[str, str], ...]
+    clean: tuple[str, ...]
+    bar: tuple[float, float, float, float | None] | None
     examples: tuple[Example, ...]
 
 
@@ -92,6 +100,7 @@ class Page:
     tally: tuple[tuple[str, str, int, int], ...]
     wrong: tuple[tuple[Line, str], ...]
     wrong_hidden: int
+    overview: Overview | None
     lines: tuple[Line, ...]
     past_runs: int
     comparisons: tuple[Comparison, ...]
@@ -125,6 +134,7 @@ def arrange(report: Report, *, folder: Path, history: Sequence[PastRun]) -> Page
         tally=tally(table),
         wrong=bad[:_WRONG_SHOWN],
         wrong_hidden=max(0, len(bad) - _WRONG_SHOWN),
+        overview=overview(report, targets, by_subject),
         lines=table,
         past_runs=len(history) if any(line.trend for line in table) else 0,
         comparisons=comparisons(report, targets),
@@ -133,7 +143,9 @@ def arrange(report: Report, *, folder: Path, history: Sequence[PastRun]) -> Page
         targets=targets,
         later=len(report.summaries) > _AT_ONCE,
         measurements=measurements(report, targets, by_subject),
-        quality=tuple(_quality(s, targets[s.engine, s.workload]) for s in report.summaries if s.kind == "quality"),
+        quality=tuple(
+            _quality(s, targets[s.engine, s.workload], _floors(report)) for s in report.summaries if s.kind == "quality"
+        ),
         engines=cards,
         engine_ids={card.engine.name: card.id for card in cards},
         environment=tuple(_environment(report)),
@@ -156,7 +168,8 @@ def _card(engine: EngineReport, place: int, folder: Path) -> EngineCard:
         engine=engine,
         kind=css_class(engine.state),
         command=tuple(_pieces([*(f"{name}={value}" for name, value in engine.env.items()), *engine.command])),
-        log_url=_relative_url(engine.log_path, folder),
+        log_url=(url := _relative_url(engine.log_path, folder)),
+        log_name=unquote(url or "").removeprefix("./"),
         evidence=tuple(e for e in engine.evidence if e.requested is not None or e.state != "refuted"),
     )
 
@@ -232,22 +245,41 @@ _RATES = {
     "unextracted_rate": "no answer found",
     "disagreement": "filters disagree",
     "stop_string_rate": "stopped by a stop string",
+    "early_stop_rate": "stopped before the answer",
+    "misread_rate": "misread",
+    "identical_rate": "identical",
+    "loop_rate": "looping",
+    "thinking_cut_rate": "cut while thinking",
 }
 
 
-def _quality(summary: Summary, target: str) -> QualityRow:
+def _quality(summary: Summary, target: str, limits: Mapping[tuple[str, str], float]) -> QualityRow:
     accuracy = summary.metrics.get("accuracy")
+    rates = [(_RATES.get(name, name), rate) for name, rate in _numbers(summary.facts.get("rates"))]
+    interval = _interval(accuracy)
+    limit = limits.get((summary.engine, summary.workload))
     return QualityRow(
         engine=summary.engine,
         task=summary.workload,
         target=target,
-        score=_score(accuracy),
+        score=_score(accuracy, interval),
         questions=f"{accuracy.n if accuracy else 0} of {summary.requests}",
         invalid=bool(summary.invalid),
         filters=tuple((name, _percent(score)) for name, score in _numbers(summary.facts.get("filters"))),
-        rates=tuple((_RATES.get(name, name), _percent(rate)) for name, rate in _numbers(summary.facts.get("rates"))),
+        rates=tuple((name, _percent(rate)) for name, rate in rates if rate != 0),
+        clean=tuple(name for name, rate in rates if rate == 0),
+        bar=_bar(accuracy, interval, limit),
         examples=tuple(_examples(summary.facts.get("examples"))),
     )
+
+
+def _floors(report: Report) -> dict[tuple[str, str], float]:
+    """The lowest score that is allowed, by engine and task."""
+    return {
+        (v.engine, v.workload): v.limit.minimum
+        for v in report.verdicts
+        if v.metric == "accuracy" and v.limit is not None and v.limit.minimum is not None and not v.against
+    }
 
 
 def _examples(fact: object) -> Iterator[Example]:
@@ -264,18 +296,32 @@ def _examples(fact: object) -> Iterator[Example]:
             )
 
 
-def _score(accuracy: MetricValue | None) -> str:
-    """The score with its exact 95 % interval, where every question is right or wrong."""
-    if accuracy is None or accuracy.value is None:
-        return _percent(None)
-    samples = accuracy.samples
+def _interval(accuracy: MetricValue | None) -> tuple[float, float] | None:
+    """The exact 95 % interval of a score, where every question is right or wrong."""
+    samples = () if accuracy is None or accuracy.value is None else accuracy.samples
     if len(samples) < 2 or not set(samples) <= {0.0, 1.0}:
-        return _percent(accuracy.value)
+        return None
     from scipy.stats import binomtest
 
     bounds = binomtest(round(sum(samples)), len(samples)).proportion_ci(0.95)
-    low = _percent(float(bounds.low)).removesuffix(" %")
-    return f"{_percent(accuracy.value)} [{low} … {_percent(float(bounds.high))}]"
+    return float(bounds.low), float(bounds.high)
+
+
+def _score(accuracy: MetricValue | None, interval: tuple[float, float] | None) -> str:
+    if accuracy is None or interval is None:
+        return _percent(None if accuracy is None else accuracy.value)
+    low = _percent(interval[0]).removesuffix(" %")
+    return f"{_percent(accuracy.value)} [{low} … {_percent(interval[1])}]"
+
+
+def _bar(
+    accuracy: MetricValue | None, interval: tuple[float, float] | None, limit: float | None
+) -> tuple[float, float, float, float | None] | None:
+    if accuracy is None or accuracy.value is None or not 0 <= accuracy.value <= 1:
+        return None
+    low, high = interval or (accuracy.value, accuracy.value)
+    marked = None if limit is None else round(100 * limit, 1)
+    return round(100 * low, 1), round(100 * high, 1), round(100 * accuracy.value, 1), marked
 
 
 def _numbers(fact: object) -> Iterator[tuple[str, float | None]]:

@@ -16,13 +16,18 @@ if TYPE_CHECKING:
 __all__ = ["pareto_section"]
 
 _ACROSS = "output_throughput"
-_UP = ("ttft_mean", "accuracy", "device_memory_peak", "host_memory_peak")
+_ALWAYS = "ttft_mean"
+_UP = (_ALWAYS, "accuracy", "device_memory_peak", "host_memory_peak")
 _FEWEST = 2
 _MOST_PLOTS = 24
 
 
 def pareto_section(report: Report) -> Section | None:
-    """A plot for each workload and pair of metrics that two engines or more have values of; None without one."""
+    """A plot for each workload and pair of metrics that two engines or more have values of; None without one.
+
+    Against throughput stands TTFT, and what else differs by more than its tolerance: equal memory and equal answers
+    leave nothing to choose.
+    """
     plots = list(_plots(report))
     if not plots:
         return None
@@ -73,6 +78,9 @@ def _plot(
 ) -> Iterator[Scatter]:
     both = {engine: (x, up[engine]) for engine, x in across.items() if engine in up}
     if len(both) < _FEWEST:
+        return
+    values = [y for _, y in both.values()]
+    if of.name != _ALWAYS and max(values) - min(values) <= of.tolerance * abs(max(values)):
         return
     entry = metric(_ACROSS)
     front = pareto_front(both, (entry.better, of.better))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_vllmperf.adapters.html_report.axes import Axis, Tick, axis_ticks
+from pytest_vllmperf.adapters.html_report.axes import Axis, Tick, axis_ticks, distinct
 from pytest_vllmperf.domain.metrics import STATISTICS
 from pytest_vllmperf.domain.units import format_quantity
 
@@ -21,6 +21,9 @@ _LOG_FROM = 30.0
 """A largest sample this many times the median would press a linear curve flat against its axis."""
 _SHORTEST = 1e-9
 """A clock in nanoseconds knows nothing shorter; no axis needs to be finer."""
+_CROWDED = 0.4
+"""Curves that all lie beyond this share of an axis from zero get an axis that begins near them."""
+_LEFT = 0.1
 _LIMIT_REACH = 1.5
 """A limit up to this many times the largest sample stretches the axis; one further away is only named."""
 
@@ -138,6 +141,8 @@ def _axis(curves: Sequence[np.ndarray], limits: Sequence[float]) -> Axis:
     if smallest >= _SHORTEST and largest > _LOG_FROM * median:
         return Axis(low=min([smallest, *(limit for limit in near if limit >= _SHORTEST)]) * 0.9, high=high, log=True)
     low = min(0.0, smallest)
+    if smallest >= _SHORTEST and smallest > _CROWDED * high:
+        low = smallest - _LEFT * (high - smallest)
     return Axis(low=low, high=high if high > low + _SHORTEST else low + 1.0, log=False)
 
 
@@ -169,7 +174,9 @@ def _columns(ordered: np.ndarray, axis: Axis) -> np.ndarray:
 
 
 def _ticks(axis: Axis, unit: str) -> tuple[Tick, ...]:
-    return tuple(Tick(x=_unit_of(value, axis), text=_shown(value, unit)) for value in axis_ticks(axis, unit))
+    places = axis_ticks(axis, unit)
+    texts = distinct(places, lambda value, digits: format_quantity(value, unit=unit, digits=digits))
+    return tuple(Tick(x=_unit_of(value, axis), text=text) for value, text in zip(places, texts, strict=True))
 
 
 def _unit_of(value: float, axis: Axis) -> int:
