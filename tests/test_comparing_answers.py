@@ -228,3 +228,35 @@ def test_the_bundled_questions_are_read_as_their_own_right_answers():
     assert len(evaluation.stored.read) == 5
     assert evaluation.summary.metrics["perplexity"].value == pytest.approx(math.exp(0.1))
     assert str(MODEL)
+
+
+# ---------------------------------------------------------------------- the same question twice
+
+
+def test_questions_are_asked_again_at_the_end_and_come_back_alike():
+    with chat_server(right, tokenizes=True) as server:
+        summary = evaluate(engine(server.url), replace(ASKED, repeats=5, kl_texts=0))
+    assert len(server.requests) == 30 + 5
+    assert summary.facts["repeats"] == {"asked": 5, "reworded": 0, "rescored": 0}
+    assert summary.facts["repeatable"].startswith("nearly: greedy")
+    assert summary.facts["repeatable"].endswith("(5 of 5 answers came again)")
+
+
+def test_answers_that_change_with_the_batch_are_told(tmp_path):
+    seen = set()
+
+    def moody(prompt):
+        reply = right(prompt)
+        again, _ = prompt in seen, seen.add(prompt)
+        return replace(reply, content=f"{reply.content} Or 7.") if again else reply
+
+    with chat_server(moody, tokenizes=True) as server:
+        summary = evaluate(engine(server.url), replace(ASKED, repeats=5, kl_texts=0))
+    assert summary.facts["repeats"]["reworded"] == 5
+    assert any("5 of 5 questions asked twice were answered in other words" in doubt for doubt in summary.warnings)
+
+
+def test_a_reference_asked_at_another_concurrency_is_told(tmp_path):
+    served(right, ASKED, store=tmp_path)
+    found = served(right, replace(ASKED, reference="base", max_concurrency=2), store=tmp_path, name="awq").summary
+    assert any("asked at max_concurrency = 2, and 'base' at 8" in doubt for doubt in found.warnings)

@@ -17,9 +17,9 @@ from pytest_vllmperf.evaluation import check_task, evaluate, evaluate_recorded
 
 QUESTIONS = [json.loads(line) for line in (MODEL / "test.jsonl").read_text().splitlines()]
 GOLD = {row["question"]: row["answer"].rsplit("#### ", 1)[-1] for row in QUESTIONS}
-TINYMATH = replace(BUILT_IN_TASKS["tinymath"], questions=40, canaries=False)
+TINYMATH = replace(BUILT_IN_TASKS["tinymath"], questions=40, canaries=False, repeats=0)
 STOCK = QualityTask(
-    name="gsm8k", lm_eval_task="gsm8k", data=str(MODEL / "test.jsonl"), questions=40, shots=0, canaries=False
+    name="gsm8k", lm_eval_task="gsm8k", data=str(MODEL / "test.jsonl"), questions=40, shots=0, canaries=False, repeats=0
 )
 
 

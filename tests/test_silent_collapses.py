@@ -17,7 +17,7 @@ from pytest_vllmperf.evaluation import evaluate
 ROWS = [json.loads(line) for line in (MODEL / "test.jsonl").read_text().splitlines()]
 GOLD = {row["question"]: row["answer"] for row in ROWS}
 
-LOCAL = replace(BUILT_IN_TASKS["tinymath"], questions=30)
+LOCAL = replace(BUILT_IN_TASKS["tinymath"], questions=30, repeats=0)
 STOCK = replace(BUILT_IN_TASKS["gsm8k"], data=str(MODEL / "test.jsonl"), questions=30, shots=0)
 COT = replace(BUILT_IN_TASKS["gsm8k_cot"], data=str(MODEL / "test.jsonl"), questions=30)
 FLEXIBLE = replace(STOCK, filter="flexible-extract")

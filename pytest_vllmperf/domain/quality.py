@@ -86,6 +86,8 @@ class QualityTask:
             run or the latest stored one.
         kl_texts: Right answers the model is made to read, for ``kl_mean``, ``top1_agreement`` and
             ``perplexity``; 0 leaves that out.
+        repeats: Questions asked once more at the end, to see whether the same answers come again; 0 leaves that out,
+            and so do sampled answers and compared log-likelihoods.
         broken_kl: Mean KL divergence from the reference (nats a token) from which unreadable answers are
             the model's own fault: FAIL instead of INVALID.
         unavailable: ``fail`` or ``skip`` where data or log-likelihoods cannot be had.
@@ -117,6 +119,7 @@ class QualityTask:
     canaries: bool = True
     reference: str | None = None
     kl_texts: int = 50
+    repeats: int = 16
     broken_kl: float = 0.2
     unavailable: Literal["fail", "skip"] = "fail"
     seed: int = 0
@@ -224,6 +227,7 @@ _COUNTS = (
     ("shots", 0, ", or None for the task's own"),
     ("max_gen_toks", 1, ", or None for the task's own"),
     ("kl_texts", 0, ""),
+    ("repeats", 0, ""),
     ("max_concurrency", 1, ""),
     ("seed", 0, ""),
 )

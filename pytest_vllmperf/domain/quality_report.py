@@ -267,6 +267,8 @@ def _warnings(asked: Asked, scores: Sequence[Score], comparison: Comparison | No
             f"{len(comparison.change)} of {comparison.of} questions were asked of {comparison.reference!r} as well; "
             "accuracy_change is over those"
         )
+    if comparison is not None and comparison.doubt and not comparison.problem:
+        doubts.append(comparison.doubt)
     return tuple(doubts)
 
 

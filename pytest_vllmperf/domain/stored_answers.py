@@ -36,6 +36,7 @@ class StoredAnswers:
         scores: Every filter's reading.
         right: The gated metric, by question, in order.
         read: What the model made of given right answers.
+        max_concurrency: Requests in flight at most; None in files of earlier versions.
     """
 
     schema: int
@@ -49,6 +50,7 @@ class StoredAnswers:
     scores: tuple[Score, ...]
     right: tuple[float, ...]
     read: tuple[ReadText, ...]
+    max_concurrency: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,7 @@ class Comparison:
         of: Questions the candidate was asked.
         divergence: On given texts; None where they have none in common.
         problem: Why the answers cannot be compared; None when they can.
+        doubt: What else but the engines differs, where something does.
     """
 
     reference: str
@@ -70,6 +73,7 @@ class Comparison:
     of: int
     divergence: Divergence | None
     problem: str | None
+    doubt: str | None = None
 
     @property
     def lost(self) -> int:
@@ -113,4 +117,15 @@ def compare(candidate: StoredAnswers, reference: StoredAnswers) -> Comparison:
         of=len(candidate.questions),
         divergence=diverge(reference.read, candidate.read),
         problem=problem,
+        doubt=_doubt(candidate, reference),
+    )
+
+
+def _doubt(candidate: StoredAnswers, reference: StoredAnswers) -> str | None:
+    ours, theirs = candidate.max_concurrency, reference.max_concurrency
+    if None in (ours, theirs) or ours == theirs:
+        return None
+    return (
+        f"asked at max_concurrency = {ours}, and {reference.engine!r} at {theirs}: greedy answers depend on what is "
+        "batched together, so ask both alike"
     )

@@ -82,6 +82,7 @@ def evaluate_recorded(
     from pytest_vllmperf.domain.quality_report import quality_summary
     from pytest_vllmperf.domain.validity import invalid_reasons
     from pytest_vllmperf.evaluation.preparing import prepare
+    from pytest_vllmperf.evaluation.repeating import asked_again, repeat_facts
     from pytest_vllmperf.watch import Life
 
     started_at = dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds")
@@ -94,19 +95,25 @@ def evaluate_recorded(
         scores: tuple[Score, ...] = ()
         reasons = list(ready.unreadable)
         read: Sequence[ReadText] = ()
-        unread, model = None, None
+        unread, model, repeats = None, None, None
         if not ready.unreadable:
             model, scores = _ask(loaded, ready.target, ready.asking, doc_ids, progress)
             answers = tuple(model.answers)
             reasons = [*ready.doubtful, *_arrived(model, ready.target, ready.asking)]
             reasons += invalid_reasons(loaded.task, doc_ids, answers, scores, compares=loaded.compares)
             read, unread = _read(loaded, ready.target, ready.asking, doc_ids)
+            repeats = None if reasons else asked_again(ready, model, scores)
     if died := life.verdict():
         reasons.insert(0, died)
     stored = _stored(engine, loaded, started_at, model, doc_ids, answers, scores, read)
     against = _reference(loaded.task, stored, reference, store)
     summary = quality_summary(
-        ready.asked(engine, prepared_s, without_reference=_without_reference(engine, loaded.task, against)),
+        ready.asked(
+            engine,
+            prepared_s,
+            facts=repeat_facts(engine, loaded.task, repeats),
+            doubts=(_without_reference(engine, loaded.task, against), repeats.doubt if repeats else None),
+        ),
         answers,
         scores,
         invalid=reasons,
@@ -200,6 +207,7 @@ def _stored(
         scores=scores,
         right=tuple(gated[doc_id] for doc_id in doc_ids),
         read=tuple(read),
+        max_concurrency=loaded.task.max_concurrency,
     )
 
 

@@ -58,8 +58,10 @@ class Ready:
     facts: Mapping[str, object]
     warnings: tuple[str, ...]
 
-    def asked(self, engine: EngineHandle, prepared_s: float, *, without_reference: str | None) -> Asked:
-        """What the summary needs of all this."""
+    def asked(
+        self, engine: EngineHandle, prepared_s: float, *, facts: Mapping[str, object], doubts: Sequence[str | None]
+    ) -> Asked:
+        """What the summary needs of all this, with what was found since."""
         return Asked(
             engine=engine.name,
             model=engine.model_name,
@@ -68,8 +70,8 @@ class Ready:
             available=self.loaded.size,
             shots=self.loaded.shots,
             compares=self.loaded.compares,
-            facts={**self.facts, "prepared_s": round(prepared_s, 3)},
-            warnings=(*self.warnings, *([without_reference] if without_reference else [])),
+            facts={**self.facts, **facts, "prepared_s": round(prepared_s, 3)},
+            warnings=(*self.warnings, *(doubt for doubt in doubts if doubt)),
             null_scores=self.null_scores,
         )
 
@@ -101,7 +103,6 @@ def prepare(engine: EngineHandle, task: QualityTask, data: Path | None, called_o
         facts={
             "oracle_checked": task.oracle is not None,
             "canaries_asked": len(CANARIES) if task.canaries and not loaded.compares else 0,
-            "repeatable": _repeatable(engine, loaded.task),
         },
         warnings=(*found.warnings, *_defaults(engine, loaded.task)),
     )
@@ -194,14 +195,3 @@ def _defaults(engine: EngineHandle, task: QualityTask) -> tuple[str, ...]:
         f"{{ {listed} }} to measure with)"
     )
     return (told,)
-
-
-def _repeatable(engine: EngineHandle, task: QualityTask) -> str:
-    """Whether the same questions give the same answers again, and by what."""
-    if task.sampling.get("temperature"):
-        return "no: answers are sampled"
-    if task.max_concurrency == 1:
-        return "yes: one request at a time, greedy"
-    if engine.config.env.get("VLLM_BATCH_INVARIANT") == "1":
-        return "yes: batch-invariant kernels, greedy"
-    return "nearly: greedy, but sums depend on what is batched together (VLLM_BATCH_INVARIANT=1 or max_concurrency = 1)"

@@ -90,6 +90,27 @@ RAISED = [
         "modelopt_fp4 needs a GPU of compute capability 100, this one has 90",
     ),
     (
+        "E14",
+        (
+            "RuntimeError: _C::static_scaled_fp8_quant() expected at most 0 argument(s) but received 4 argument(s). "
+            "Declaration: _C::static_scaled_fp8_quant() -> ()"
+        ),
+        "fp8-on-cpu",
+        '"quantization": "fp8_per_channel"',
+    ),
+    (
+        "E14",
+        "ValueError: Failed to find a kernel that can implement the ScaledMM linear layer. Reasons:",
+        "no-kernel-for-quantization",
+        "no ScaledMM kernel of this machine",
+    ),
+    (
+        "E14",
+        "OSError: It looks like the config file at '/models/tiny-q8_0.gguf' is not a valid JSON file.",
+        "gguf",
+        "serve /models/tiny-q8_0.gguf with llama.cpp",
+    ),
+    (
         "E15",
         (
             "ValueError: User-specified max_model_len (99999) is greater than the derived max_model_len "

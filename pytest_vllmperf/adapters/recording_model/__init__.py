@@ -13,6 +13,7 @@ from pytest_vllmperf.adapters.recording_model.probes import (
     listed_models,
     prompt_tokens,
     read_texts,
+    send_again,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "listed_models",
     "prompt_tokens",
     "read_texts",
+    "send_again",
 ]

@@ -33,6 +33,8 @@ Number = Callable[[str, int], int]
 class RecordingModel(LM):  # type: ignore[misc]  # lm-eval is not typed
     """Asks one engine; ``answers`` holds one record for each question, in the order asked.
 
+    ``prompts`` and ``bodies`` keep what was sent, by question.
+
     Args:
         target: Where the questions go.
         asking: What they have in common.
@@ -53,6 +55,7 @@ class RecordingModel(LM):  # type: ignore[misc]  # lm-eval is not typed
         super().__init__()
         self.answers: list[Answer] = []
         self.prompts: dict[int, Prompt] = {}
+        self.bodies: dict[int, Mapping[str, object]] = {}
         self._target = target
         self._asking = asking
         self._number = number
@@ -108,7 +111,8 @@ class RecordingModel(LM):  # type: ignore[misc]  # lm-eval is not typed
         doc_id = self._number(request.task_name, request.doc_id)
         prompt = json.loads(context) if self._asking.api == "chat" else context
         self.prompts[doc_id] = prompt
-        return await client.answer(doc_id, self._asking.path, self._body(prompt, options))
+        self.bodies[doc_id] = self._body(prompt, options)
+        return await client.answer(doc_id, self._asking.path, self.bodies[doc_id])
 
     def _body(self, prompt: Prompt, options: Mapping[str, Any]) -> dict[str, object]:
         until = options.get("until") or [] if self._stop is None else self._stop

@@ -14,7 +14,7 @@ from pytest_vllmperf.domain.divergence import ReadText
 if TYPE_CHECKING:
     from pytest_vllmperf.adapters.recording_model.answer_client import Prompt
 
-__all__ = ["ask_prompts", "gives_log_likelihoods", "listed_models", "prompt_tokens", "read_texts"]
+__all__ = ["ask_prompts", "gives_log_likelihoods", "listed_models", "prompt_tokens", "read_texts", "send_again"]
 
 _TOP = 20
 """Likeliest tokens asked for at each position: vLLM's own limit (max-logprobs) unless raised."""
@@ -35,13 +35,17 @@ def listed_models(target: Target) -> list[str] | None:
 
 def ask_prompts(target: Target, asking: Asking, prompts: Sequence[Prompt]) -> list[Answer]:
     """Ask a few prompts and return their answers in order."""
+    return send_again(target, asking, {i: asking.body(target.model, prompt) for i, prompt in enumerate(prompts)})
 
-    async def ask() -> list[Answer]:
+
+def send_again(target: Target, asking: Asking, bodies: Mapping[int, Mapping[str, object]]) -> list[Answer]:
+    """Send requests as they are, by question, in the order given."""
+
+    async def send() -> list[Answer]:
         async with AnswerClient(target) as client:
-            bodies = [asking.body(target.model, prompt) for prompt in prompts]
-            return await asyncio.gather(*(client.answer(i, asking.path, body) for i, body in enumerate(bodies)))
+            return await asyncio.gather(*(client.answer(doc, asking.path, body) for doc, body in bodies.items()))
 
-    return asyncio.run(ask())
+    return asyncio.run(send())
 
 
 def prompt_tokens(target: Target, asking: Asking, prompts: Mapping[int, Prompt]) -> dict[int, int]:

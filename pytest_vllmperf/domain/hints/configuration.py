@@ -74,6 +74,26 @@ CONFIGURATION = (
         "or another GPU",
     ),
     Hint(
+        row="E14",
+        id="fp8-on-cpu",
+        pattern=r"static_scaled_fp8_quant\(\) expected at most 0 argument",
+        advice='a CPU has FP8 kernels for one scale for each output channel only: args={{"quantization": '
+        '"fp8_per_channel"}}, or a checkpoint of that kind (compressed-tensors, activations quantized by token)',
+    ),
+    Hint(
+        row="E14",
+        id="no-kernel-for-quantization",
+        pattern=r"Failed to find a kernel that can implement the (?P<kind>\w+) linear layer",
+        advice="no {kind} kernel of this machine reads weights quantized that way: use another quantization or device",
+    ),
+    Hint(
+        row="E14",
+        id="gguf",
+        pattern=r"config file at '(?P<file>[^']+\.gguf)' is not a valid JSON file",
+        advice="this vLLM does not read GGUF: serve {file} with llama.cpp (EngineConfig(command=…)), or give vLLM "
+        "another format",
+    ),
+    Hint(
         row="E15",
         id="max-model-len",
         pattern=r"User-specified max_model_len \((?P<given>\d+)\) is greater than the derived max_model_len "
