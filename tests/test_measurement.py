@@ -165,7 +165,8 @@ def test_what_the_gpus_did_is_part_of_the_measurement(engine, nvml):
     assert summary.metrics["sm_clock_ratio"].value == 0.75
     assert summary.facts["device_memory_source"] == "device delta"
     assert summary.invalid == ()
-    assert any("held back by the power limit" in warning for warning in summary.warnings)
+    assert summary.facts["clocks_held_back"] == {"SW power cap": 1.0}
+    assert not any("power" in warning for warning in summary.warnings)  # full load runs at the power limit
 
 
 def test_with_processes_known_only_the_engines_own_memory_counts(engine, nvml):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,8 +29,6 @@ _SHARE_THROTTLED = 0.01
 _GAP_S = 1.0
 _THERMAL = ("HW thermal slowdown", "SW thermal slowdown", "HW power brake", "HW slowdown")
 """The GPU was slower than it is: too hot, or too little power from its supply."""
-_POWER_CAP = "SW power cap"
-"""The GPU ran at the power it is allowed, which is how it is meant to run: told, never held against a result."""
 
 Attribution = Literal["processes", "device delta"]
 
@@ -171,13 +170,15 @@ def device_use(
     facts: dict[str, object] = {"device_memory_source": memory.source or "unknown", "device_samples": len(samples)}
     if temperatures:
         facts["temperature_peak_c"] = max(temperatures)
-    invalid, warnings = _throttling(samples)
+    invalid, shares = _throttling(samples)
+    if shares:
+        facts["clocks_held_back"] = shares
     contaminated, doubts = _neighbours(samples, memory)
     return DeviceUse(
         values=values,
         missing=missing,
         invalid=(*invalid, *contaminated),
-        warnings=(*warnings, *doubts, *_gaps(samples)),
+        warnings=(*doubts, *_gaps(samples)),
         facts=facts,
     )
 
@@ -197,22 +198,24 @@ def is_hot(sample: DeviceSample) -> bool:
     return any(reason in _THERMAL for reason in sample.throttled or ())
 
 
-def _throttling(samples: Sequence[DeviceSample]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _throttling(samples: Sequence[DeviceSample]) -> tuple[tuple[str, ...], dict[str, float]]:
+    """What makes the measurement invalid, and the share of samples that each reason held clocks back in.
+
+    The power limit alone is no doubt: a GPU at full load runs at it.
+    """
     looked = [s.throttled for s in samples if s.throttled is not None]
     if not looked:
-        return (), ()
+        return (), {}
+    times = Counter(reason for reasons in looked for reason in reasons)
+    shares = {reason: round(times[reason] / len(looked), 4) for reason in sorted(times)}
     hot = sum(any(reason in _THERMAL for reason in reasons) for reasons in looked)
-    capped = sum(_POWER_CAP in reasons for reasons in looked)
-    invalid, warnings = [], []
-    if hot > _SHARE_THROTTLED * len(looked):
-        named = ", ".join(sorted({reason for reasons in looked for reason in reasons if reason in _THERMAL}))
-        invalid.append(
-            f"{_THROTTLED} in {hot} of {len(looked)} samples ({named}): its figures are those of a hot machine; "
-            "cool it, or look for what else heats it"
-        )
-    if capped > _SHARE_THROTTLED * len(looked):
-        warnings.append(f"clocks were held back by the power limit in {capped} of {len(looked)} samples ({_POWER_CAP})")
-    return tuple(invalid), tuple(warnings)
+    if hot <= _SHARE_THROTTLED * len(looked):
+        return (), shares
+    named = ", ".join(reason for reason in shares if reason in _THERMAL)
+    return _one(
+        f"{_THROTTLED} in {hot} of {len(looked)} samples ({named}): its figures are those of a hot machine; "
+        "cool it, or look for what else heats it"
+    ), shares
 
 
 def _neighbours(samples: Sequence[DeviceSample], memory: DeviceMemory) -> tuple[tuple[str, ...], tuple[str, ...]]:
