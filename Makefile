@@ -28,8 +28,8 @@ quantization: $(READY) ## which quantization of the model to serve (opt-in, five
 test: $(READY) lint ## the project's own tests, one of them on real vLLM
 	$(VENV)/bin/python -m pytest tests/ $(ARGS)
 
-test-real: $(READY) ## kill, suspend and misconfigure real vLLM, and hold its answers against transformers' (minutes)
-	$(VENV)/bin/python -m pytest tests/test_real_faults.py tests/test_real_quality.py -m 'real_faults or real_quality' -rP $(ARGS)
+test-real: $(READY) ## kill, suspend and misconfigure real vLLM, hold its answers and its counts against what is true (minutes)
+	$(VENV)/bin/python -m pytest tests/test_real_faults.py tests/test_real_quality.py tests/test_real_load.py -m 'real_faults or real_quality or real_load' -rP $(ARGS)
 
 test-versions: $(READY) $(VERSIONS:%=.venv-%/.ready) ## vLLM 0.14, 0.20, 0.31 and 0.32 in one run (minutes, and 8 GB each)
 	$(VENV)/bin/python -m pytest tests/test_versions.py -m versions $(ARGS)

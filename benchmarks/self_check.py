@@ -63,7 +63,7 @@ def disturbed(way: str, strength: float, core: int) -> Iterator[None]:
         if way == "nice":
             stack.enter_context(_niced(round(19 * strength)))
         if way == "pulses":
-            stack.enter_context(_pulses(stopped_s=0.001 + 0.04 * strength, period_s=0.06))
+            stack.enter_context(_pulses(stopped_s=0.001 + 0.12 * strength, running_s=0.04))
         yield
 
 
@@ -99,13 +99,13 @@ def _niced(by: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _pulses(*, stopped_s: float, period_s: float) -> Iterator[None]:
+def _pulses(*, stopped_s: float, running_s: float) -> Iterator[None]:
     def pulse(process: psutil.Process) -> None:
         process.send_signal(signal.SIGSTOP)
         time.sleep(stopped_s)
         process.send_signal(signal.SIGCONT)
 
-    with _following(pulse, period_s=period_s - stopped_s):
+    with _following(pulse, period_s=running_s):
         yield
 
 
@@ -257,7 +257,7 @@ def drive(outcomes: list[Outcome], options: argparse.Namespace) -> None:
                 break
             draw = random.Random(seed)
             way = draw.choice(WAYS)
-            while (enough[False] and way == "none") or (enough[True] and way == "pulses"):
+            while (enough[False] and way in WAYS[:2]) or (enough[True] and way == "pulses"):
                 way = draw.choice(WAYS)  # what hardly gives the kind that is still wanted costs time only
             outcome = one(way, draw.random(), cores[1], server, seed)
             outcomes.append(outcome)

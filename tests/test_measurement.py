@@ -118,7 +118,7 @@ def test_hits_are_as_planned(caching_engine):
 
 def test_hits_that_no_plan_explains_make_the_measurement_invalid(caching_engine):
     summary = measure(caching_engine("--fake-prefix-cache-accident", "16"), TINY)
-    (reason,) = summary.invalid
+    (reason,) = (reason for reason in summary.invalid if "the client was the bottleneck" not in reason)
     assert "the prefix cache served 96 prompt tokens and the plan explains 0" in reason
 
 

@@ -26,7 +26,8 @@ class LatencySplit:
         client_ttft_s: TTFT as the client saw it, from the written request.
         engine_gap_s: Time per token by the server's histogram of inter-token latency.
         client_gap_s: Time per token as the client saw it.
-        client_lag_s: Mean delay of the client's event loop: its own share of ``client_ttft_s``.
+        client_lag_s: Mean delay of the client's event loop: its own share of ``client_ttft_s``; none where arrivals
+            bear the kernel's stamps.
     """
 
     engine_ttft_s: float | None
@@ -94,7 +95,7 @@ def latency_split(
         client_ttft_s=sum(ttft) / len(ttft) if ttft else None,
         engine_gap_s=per_token,
         client_gap_s=sum(ns for ns, _ in gaps) * _NS / after_first if after_first > 0 else None,
-        client_lag_s=(run.client.loop_lag_mean_ns or 0) * _NS,
+        client_lag_s=0.0 if run.client.kernel_stamps else (run.client.loop_lag_mean_ns or 0) * _NS,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 __all__ = [
     "ClientHealth",
@@ -13,6 +14,7 @@ __all__ = [
     "RequestOutcome",
     "RequestRecord",
     "ServerCounters",
+    "first_token_early_s",
     "latency_s",
     "time_per_output_token_s",
 ]
@@ -69,6 +71,8 @@ class RequestRecord:
         detail: One line for people; None on success.
         first_answer_ns: Arrival of the first event that carried the answer itself (content, text or a tool call), not
             reasoning that comes before it.
+        first_read_late_ns: How late the client was to read the first of ``event_ns``, where its stamp is the kernel's
+            and the delay is worth noting; events that share its stamp may then have come before it.
     """
 
     index: int
@@ -87,6 +91,7 @@ class RequestRecord:
     finish_reason: str | None
     detail: str | None
     first_answer_ns: int | None = None
+    first_read_late_ns: int = 0
 
     @property
     def succeeded(self) -> bool:
@@ -129,6 +134,29 @@ def latency_s(record: RequestRecord, metric: str, *, open_loop: bool) -> float |
     return (until_ns - origin_ns) * _NS
 
 
+def first_token_early_s(record: RequestRecord, *, gap_s: float | None = None) -> float:
+    """How much earlier the first token may have come than its stamp says, in seconds.
+
+    The kernel's stamp of a read is that of its last bytes. A read that came when it was due is right for all that it
+    brought; a late one that brought several events is right for the last of them, and the others are supposed to have
+    come at the pace of the rest of the answer.
+
+    Args:
+        record: The answer.
+        gap_s: Between two events of other answers, for one that came in a single read; without it the first token may
+            have come at any time.
+    """
+    stamps = record.event_ns
+    if not record.first_read_late_ns or len(stamps) < 2 or stamps[1] != stamps[0]:
+        return 0.0
+    written_ns = record.written_ns if record.written_ns is not None else record.dispatched_ns
+    most_s = (stamps[0] - written_ns) * _NS
+    shared = sum(1 for _ in takewhile(lambda at_ns: at_ns == stamps[0], stamps))
+    rest = len(stamps) - shared
+    pace_s = (stamps[-1] - stamps[0]) * _NS / rest if rest else gap_s
+    return most_s if pace_s is None else min(most_s, (shared - 1) * pace_s)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientHealth:
     """The load processes about themselves: a starved client measures itself, not the engine.
@@ -147,6 +175,7 @@ class ClientHealth:
         workers: How many load processes there were.
         busiest_share: CPU share of the busiest of them; 1 is a whole core.
         shared_reads: Share of token events that came in one read with the event before them.
+        kernel_stamps: Whether arrivals bear the kernel's stamps, which do not depend on when the client read them.
     """
 
     wall_ns: int
@@ -162,6 +191,7 @@ class ClientHealth:
     workers: int = 1
     busiest_share: float = 0.0
     shared_reads: float = 0.0
+    kernel_stamps: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

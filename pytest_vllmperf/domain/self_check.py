@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_vllmperf.domain.records import LoadRun
+from pytest_vllmperf.domain.records import (
+    ClientHealth,
+    LoadRun,
+    RequestRecord,
+    first_token_early_s,
+    latency_s,
+    time_per_output_token_s,
+)
+from pytest_vllmperf.domain.stats import reduce_samples
 
 __all__ = ["Distortion", "distortion"]
 
@@ -14,7 +22,7 @@ _SHARE = 0.045
 _LEAST_S = 0.002
 """Two milliseconds are within what any client on a machine in use is late by, and too little to blame it for."""
 _ENOUGH_SAMPLES = 80
-"""Of the loop's lag, almost a second's: from fewer nothing is concluded."""
+"""Of the loop's lag, almost a second's: from a shorter run nothing is concluded."""
 _WHOLE_CORE = 0.92
 _NS = 1e-9
 
@@ -39,11 +47,10 @@ def distortion(
 ) -> Distortion:
     """Estimate it from what the load processes told of themselves.
 
-    A first token is stamped as late as the event loop attends to its socket. The lag of the loop, sampled a hundred
-    times a second, is what that is on average (mean, median), and at worst (99th percentile). In an open loop the
-    delay of sending counts too. Between the first token and the last such delays cancel on average: the error of
-    one request's TPOT is what two lags differ by, spread over its tokens. A client that has used up its core is late
-    all the time, and reads what piled up.
+    Where arrivals bear the kernel's stamps a late read moves nothing, unless it brought several events at once: the
+    first of them came earlier than the stamp they share. Elsewhere a token is stamped as late as the event loop attends
+    to its socket. In an open loop the delay of sending counts too. A client that has used up its core is late all the
+    time, and reads what piled up.
 
     Args:
         run: The run.
@@ -52,19 +59,11 @@ def distortion(
         open_loop: Whether arrivals had a schedule of their own.
     """
     client = run.client
-    sent_s = client.dispatch_lag_mean_ns * _NS if open_loop else 0.0
-    sent_p99_s = client.dispatch_lag_p99_ns * _NS if open_loop else 0.0
-    lags = (client.loop_lag_mean_ns, client.loop_lag_p50_ns, client.loop_lag_p99_ns)
-    mean_s, p50_s, p99_s = ((lag or 0) * _NS for lag in lags)
-    per_token_s = (p99_s - p50_s) / max(1.0, output_tokens - 1)
-    late_s = {
-        "ttft_mean": mean_s + sent_s,
-        "ttft_p50": p50_s + sent_s,
-        "ttft_p99": p99_s + sent_p99_s,
-        "tpot_mean": mean_s / max(1.0, output_tokens - 1),
-        "tpot_p99": per_token_s,
-    }
     enough = client.loop_lag_samples >= _ENOUGH_SAMPLES
+    late_s = _moved_by_shared_reads(run.records) if client.kernel_stamps else _moved_by_lag(client, output_tokens)
+    if open_loop:
+        late_s["ttft_mean"] += client.dispatch_lag_mean_ns * _NS
+        late_s["ttft_p99"] += client.dispatch_lag_p99_ns * _NS
     errors: dict[str, float] = {}
     doubtful: dict[str, str] = {}
     invalid: list[str] = []
@@ -73,7 +72,8 @@ def distortion(
         if not value:
             continue
         errors[name] = round(late / value, 5)
-        if not enough or late <= _LEAST_S or late <= _SHARE * value:
+        least_s = _LEAST_S / max(1.0, output_tokens - 1) if name.startswith("tpot") else _LEAST_S
+        if not enough or late <= least_s or late <= _SHARE * value:
             continue
         said = f"the load process was late by {late * 1e3:.1f} ms of the {value * 1e3:.1f} ms"
         if name.endswith(("_mean", "_p50")):
@@ -84,6 +84,56 @@ def distortion(
         used = f"the load process used {client.busiest_share:.0%} of a core"
         invalid.append(f"{used}, so it could not read as fast as the engine sent: {_ADVICE}")
     return Distortion(errors=errors, invalid=tuple(invalid[:2]), doubtful=doubtful)
+
+
+def _moved_by_lag(client: ClientHealth, output_tokens: float) -> dict[str, float]:
+    """Seconds by statistic, from the lag of the event loop.
+
+    Sampled a hundred times a second, it is what a stamp is late by on average (mean, median), and at worst (99th
+    percentile). Between the first token and the last such delays cancel on average: the error of one request's TPOT is
+    what two lags differ by, spread over its tokens.
+    """
+    lags = (client.loop_lag_mean_ns, client.loop_lag_p50_ns, client.loop_lag_p99_ns)
+    mean_s, p50_s, p99_s = ((lag or 0) * _NS for lag in lags)
+    gaps = max(1.0, output_tokens - 1)
+    return {
+        "ttft_mean": mean_s,
+        "ttft_p50": p50_s,
+        "ttft_p99": p99_s,
+        "tpot_mean": mean_s / gaps,
+        "tpot_p99": (p99_s - p50_s) / gaps,
+    }
+
+
+def _moved_by_shared_reads(records: Sequence[RequestRecord]) -> dict[str, float]:
+    """Seconds by statistic, from how much earlier each first token may have come than its stamp says."""
+    done = [record for record in records if record.succeeded]
+    gap_s = _usual_gap_s(done)
+    ttft: list[tuple[float, float]] = []
+    tpot: list[tuple[float, float]] = []
+    for record in done:
+        early_s = first_token_early_s(record, gap_s=gap_s)
+        first_s = latency_s(record, "service_ttft", open_loop=False) or 0.0
+        ttft.append((first_s, first_s - early_s))
+        pace_s = time_per_output_token_s(record)
+        if pace_s is not None and record.output_tokens is not None:
+            tpot.append((pace_s, pace_s + early_s / max(1, record.output_tokens - 1)))
+    moved: dict[str, float] = {}
+    for name, pairs in (("ttft", ttft), ("tpot", tpot)):
+        for statistic in ("mean", "p50", "p99"):
+            stamped, earlier = (reduce_samples([pair[place] for pair in pairs], statistic) for place in (0, 1))
+            moved[f"{name}_{statistic}"] = abs((stamped or 0.0) - (earlier or 0.0))
+    return moved
+
+
+def _usual_gap_s(records: Sequence[RequestRecord]) -> float | None:
+    """Between two events of the answers that came in more than one read, the median of their means."""
+    gaps = [
+        (stamps[-1] - stamps[0]) * _NS / (len(stamps) - 1)
+        for stamps in (record.event_ns for record in records)
+        if len(stamps) > 1 and stamps[-1] > stamps[0]
+    ]
+    return reduce_samples(gaps, "p50")
 
 
 _ADVICE = (

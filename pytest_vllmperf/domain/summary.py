@@ -345,7 +345,8 @@ def _warnings(
     client = run.client
     if client.run_queue_wait_ns is not None and client.run_queue_wait_ns > _STARVED_SHARE * client.wall_ns:
         share = client.run_queue_wait_ns / client.wall_ns
-        doubts.append(f"the load process waited for a core {share:.0%} of the time: latencies include its own delay")
+        so = "it sent late, so throughput may be its own" if client.kernel_stamps else "latencies include its own delay"
+        doubts.append(f"the load process waited for a core {share:.0%} of the time: {so}")
     if split is not None and split.api_server_limited:
         doubts.append(split.api_server_limited)
     if cache.planned_hits(block=1) == 0 and any(r.cached_tokens for r in run.records):
@@ -372,6 +373,7 @@ def _facts(run: LoadRun, done: Sequence[RequestRecord]) -> dict[str, object]:
         "client_loop_lag_p99_s": _seconds(client.loop_lag_p99_ns),
         "client_shared_reads": round(client.shared_reads, 4),
         "client_loop": client.loop,
+        "client_kernel_stamps": client.kernel_stamps,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-import sys
+import random
 import time
 from collections.abc import Callable
 
@@ -14,7 +14,6 @@ __all__ = ["Alarm", "LagProbe"]
 _CLOCK_MONOTONIC = 1
 _TFD_TIMER_ABSTIME = 1
 _BILLION = 1_000_000_000
-_MOST_AT_ONCE = 10_000
 
 
 class _TimeSpec(ctypes.Structure):
@@ -73,42 +72,38 @@ class Alarm:
 
 
 class LagProbe:
-    """How late the event loop attends to what is ready, sampled every ``period_ns`` by a timer that it must serve.
+    """How late the event loop attends to what is ready, sampled by a timer that it must serve.
 
-    Each expiry the loop had not yet seen when it came counts with its own delay. Without timerfd there are no samples.
+    The moments are random (a Poisson process): a timer as regular as an engine's steps would see the loop in one and
+    the same phase of them for a whole run. A moment that passes while the loop is busy counts with its own delay.
+    Without timerfd each sample may hold a millisecond of the loop's own rounding.
+
+    Args:
+        loop: The event loop.
+        mean_period_ns: Between two samples, on average.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, period_ns: int = 10_000_000) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, mean_period_ns: int = 10_000_000) -> None:
         self.lags_ns: list[int] = []
-        self._loop = loop
-        self._period_ns = period_ns
-        self._libc, self._fd = _timer()
-        self._due_ns = time.monotonic_ns() + period_ns
-        if self._fd is None or self._libc is None:
-            return
-        loop.add_reader(self._fd, self._expired)
-        period = divmod(period_ns, _BILLION)
-        spec = _TimerSpec(interval=_TimeSpec(*period), value=_TimeSpec(*divmod(self._due_ns, _BILLION)))
-        if self._libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, ctypes.byref(spec), None):
-            raise OSError(ctypes.get_errno(), "timerfd_settime")
+        self._rate = 1 / mean_period_ns
+        self._draw = random.Random()  # noqa: S311 - nothing depends on its seed
+        self._due_ns = time.monotonic_ns() + self._gap_ns()
+        self._alarm = Alarm(loop, self._rung)
+        self._alarm.set(self._due_ns)
 
     def close(self) -> None:
         """Sample no more."""
-        if self._fd is not None:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = None
+        self._alarm.close()
 
-    def _expired(self) -> None:
-        assert self._fd is not None
+    def _gap_ns(self) -> int:
+        return 1 + round(self._draw.expovariate(self._rate))
+
+    def _rung(self) -> None:
         now = time.monotonic_ns()
-        try:
-            count = int.from_bytes(os.read(self._fd, 8), sys.byteorder)
-        except BlockingIOError:
-            return
-        for place in range(min(count, _MOST_AT_ONCE)):
-            self.lags_ns.append(max(0, now - self._due_ns - place * self._period_ns))
-        self._due_ns += count * self._period_ns
+        while self._due_ns <= now:
+            self.lags_ns.append(now - self._due_ns)
+            self._due_ns += self._gap_ns()
+        self._alarm.set(self._due_ns)
 
 
 def _timer() -> tuple[ctypes.CDLL | None, int | None]:

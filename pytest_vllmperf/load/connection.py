@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from typing import cast
@@ -19,6 +18,11 @@ _END = b"0\r\n\r\n"
 
 _KEPT = len(_END)
 """Reads left to look at for the end of the answer: as many as it has bytes, should each come alone."""
+
+_LATE_NS = 500_000
+"""A read that is less late came when it was due."""
+_OPENING = 8
+"""Reads among which the first token is."""
 
 _now = time.monotonic_ns
 
@@ -36,7 +40,6 @@ class Connection(asyncio.Protocol):
         self.idle_since_ns = 0
         self._on_end = on_end
         self._transport: asyncio.Transport | None = None
-        self._fd: int | None = None
         self._loop = asyncio.get_running_loop()
         self._exchange: Exchange | None = None
         self._reads: list[tuple[int, bytes]] = []
@@ -46,9 +49,6 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are no subclasses
-        socket = transport.get_extra_info("socket")
-        if socket is not None and transport.get_extra_info("ssl_object") is None:
-            self._fd = socket.fileno()
         self.usable = True
         self.idle_since_ns = _now()
 
@@ -62,15 +62,21 @@ class Connection(asyncio.Protocol):
         self.usable = False
         # Before the write, not after it: the bytes wake the server up, which may take this very core for milliseconds.
         exchange.written_ns = _now()
-        rest = self._write_at_once(exchange.payload)
-        if rest:
-            self._transport.write(rest)
+        self._transport.write(exchange.payload)
 
     def data_received(self, data: bytes) -> None:
-        """Stamp and stash; look closer only where the answer may be over."""
-        at = _now()
+        """Take what no kernel has stamped: what came through TLS."""
+        self.arrived(_now(), data, 0)
+
+    def arrived(self, at_ns: int, data: bytes, late_ns: int) -> None:
+        """Stash what arrived at ``at_ns``; look closer only where the answer may be over.
+
+        ``late_ns`` is how much later than that it was read, where the stamp is the kernel's.
+        """
         reads = self._reads
-        reads.append((at, data))
+        reads.append((at_ns, data))
+        if late_ns > _LATE_NS and len(reads) <= _OPENING:
+            self._note_late(at_ns, late_ns)
         # The check waits for the end of this turn of the loop, so that every read that is ready is stamped first.
         if not self._framing.chunked or data.endswith(_END) or (len(data) < len(_END) and self._tail() == _END):
             self._loop.call_soon(self._check_end)
@@ -120,19 +126,10 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _write_at_once(self, data: bytes) -> bytes:
-        """Hand bytes to the kernel here and now; what it did not take is returned.
-
-        uvloop writes at the end of a turn of the loop: where many answers end in one, the requests that follow them
-        would all be stamped long before they leave.
-        """
-        assert self._transport is not None
-        if self._fd is None or self._transport.get_write_buffer_size():
-            return data
-        try:
-            return data[os.write(self._fd, data) :]
-        except OSError:
-            return data  # full, or broken: the transport waits, or tells
+    def _note_late(self, at_ns: int, late_ns: int) -> None:
+        """Of the reads that open an answer: further events may have come before they were read."""
+        if self._exchange is not None and not self._exchange.taken:
+            self._exchange.late.append((at_ns, late_ns))
 
     def _tail(self) -> bytes:
         """The last bytes read, however the reads fell."""

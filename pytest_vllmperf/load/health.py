@@ -26,7 +26,7 @@ class HealthClock:
         self._cpu_ns = time.process_time_ns()
         self._wall_ns = time.monotonic_ns()
 
-    def read(self, exchanges: Sequence[Exchange]) -> ClientHealth:
+    def read(self, exchanges: Sequence[Exchange], *, kernel_stamps: bool = False) -> ClientHealth:
         """What was spent since the start. ``exchanges`` are those that were sent."""
         wall_ns = time.monotonic_ns() - self._wall_ns
         cpu_ns = time.process_time_ns() - self._cpu_ns
@@ -46,6 +46,7 @@ class HealthClock:
             loop_lag_p50_ns=percentile_ns(lags, 50) if lags else None,
             loop_lag_p99_ns=percentile_ns(lags, 99) if lags else None,
             busiest_share=cpu_ns / max(1, wall_ns),
+            kernel_stamps=kernel_stamps,
         )
 
 

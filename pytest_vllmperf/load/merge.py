@@ -41,6 +41,7 @@ def _health(parts: Sequence[ClientHealth], shared_reads: float) -> ClientHealth:
         workers=len(parts),
         busiest_share=max(part.busiest_share for part in parts),
         shared_reads=shared_reads,
+        kernel_stamps=all(part.kernel_stamps for part in parts),
     )
 
 

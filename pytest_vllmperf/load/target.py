@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pytest_vllmperf.load.connection import Connection
 from pytest_vllmperf.load.exchange import Exchange
+from pytest_vllmperf.load.stamped_transport import KernelClock, connect_stamped, kernel_stamps
 
 __all__ = ["Carrier", "Target", "proxy_for"]
 
@@ -44,12 +45,17 @@ Ended = Callable[[Carrier, Exchange], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where requests go. ``tls`` is None for plain HTTP, ``proxy`` None for the straight way."""
+    """Where requests go.
+
+    ``tls`` is None for plain HTTP, ``proxy`` None for the straight way, ``clock`` None where arrivals bear no stamps of
+    the kernel: through TLS or a proxy it stamps what is not yet understood, and elsewhere than on Linux nothing.
+    """
 
     host: str
     port: int
     tls: ssl.SSLContext | None
     proxy: str | None = None
+    clock: KernelClock | None = None
 
     @classmethod
     def of(cls, base_url: str, *, proxy: str | None = None) -> Target:
@@ -59,7 +65,8 @@ class Target:
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError(f"base_url {base_url!r} must look like http://host:port or https://host:port")
         tls = ssl.create_default_context() if secure else None
-        return cls(host=url.hostname, port=url.port or (443 if secure else 80), tls=tls, proxy=proxy)
+        clock = KernelClock() if not secure and proxy is None and kernel_stamps() else None
+        return cls(host=url.hostname, port=url.port or (443 if secure else 80), tls=tls, proxy=proxy, clock=clock)
 
     async def connect(self, on_end: Ended) -> Carrier:
         """A connection of its own, ready to send.
@@ -71,6 +78,10 @@ class Target:
             from pytest_vllmperf.load.proxied import ProxiedConnection
 
             return ProxiedConnection(self, on_end)
+        if self.clock is not None:
+            stamped = Connection(on_end)
+            await connect_stamped(self.host, self.port, stamped, self.clock)
+            return stamped
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(lambda: Connection(on_end), self.host, self.port, ssl=self.tls)
         return connection

@@ -42,6 +42,7 @@ from pytest_vllmperf.load.plan import (
 )
 from pytest_vllmperf.load.questions import questions
 from pytest_vllmperf.load.schedule import arrival_offsets_ns, schedule_hash, slot_openings_ns
+from pytest_vllmperf.load.stamped_transport import KernelClock
 from pytest_vllmperf.load.target import Target
 
 __all__ = ["Drive", "main"]
@@ -137,8 +138,9 @@ class Drive:
 
     async def _run(self, parent: _Parent | None) -> LoadRun:
         workload, compactor, loop = self._workload, self._compactor, asyncio.get_running_loop()
+        target = Target.of(self._plan.base_url, proxy=self._plan.proxy)
         dispatcher = Dispatcher(
-            target=Target.of(self._plan.base_url, proxy=self._plan.proxy),
+            target=target,
             exchanges=self._exchanges,
             offsets_ns=self._offsets_ns,
             max_concurrency=self._cap,
@@ -153,10 +155,10 @@ class Drive:
         if parent is not None:
             start_ns = await loop.run_in_executor(None, parent.wait_for_start, Ready(self.schedule_hash))
             parent.listen(lambda order: loop.call_soon_threadsafe(_obey, dispatcher, order))
-        reporter = loop.create_task(_report(dispatcher, compactor, tell=parent is not None))
+        reporter = loop.create_task(_report(dispatcher, compactor, target.clock, tell=parent is not None))
         clock = HealthClock(loop)
         started_ns, ended_ns = await dispatcher.run(start_ns)
-        client = clock.read([e for e in self._exchanges if e.ended_ns])
+        client = clock.read([e for e in self._exchanges if e.ended_ns], kernel_stamps=target.clock is not None)
         reporter.cancel()
         return LoadRun(
             records=(),
@@ -229,10 +231,12 @@ def _obey(dispatcher: Dispatcher, order: Order) -> None:
         dispatcher.call_off(order.reason)
 
 
-async def _report(dispatcher: Dispatcher, compactor: Compactor, *, tell: bool) -> None:
-    """Twice a second: bound the memory, and tell how far it is."""
+async def _report(dispatcher: Dispatcher, compactor: Compactor, clock: KernelClock | None, *, tell: bool) -> None:
+    """Twice a second: bound the memory, keep the clocks together, and tell how far it is."""
     while True:
         await asyncio.sleep(_PROGRESS_PERIOD_S)
+        if clock is not None:
+            clock.look()
         reads = compactor.reads(dispatcher.in_flight())
         ttft_s, compactor.ttft_s = compactor.ttft_s, []
         samples, compactor.samples = compactor.samples, []

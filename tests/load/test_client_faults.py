@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import resource
 import socket
 import subprocess
@@ -22,7 +21,7 @@ from pytest_vllmperf.domain.summary import summarize
 from pytest_vllmperf.domain.workload import Workload
 from pytest_vllmperf.errors import LoadProcessError
 from pytest_vllmperf.load import target
-from pytest_vllmperf.load.driver import LoadProgress, run_load
+from pytest_vllmperf.load.driver import run_load
 from pytest_vllmperf.load.sse import EventReader
 from pytest_vllmperf.load.target import proxy_for
 
@@ -226,54 +225,90 @@ def test_a_certificate_nobody_vouches_for_is_a_connection_error(certificate: Pat
     assert all("certificate" in (record.detail or "").lower() for record in run.records)
 
 
-# ---------------------------------------------------------------------- a starved client says so
+# ---------------------------------------------------------------------- a client that waits for a core
 
 
-@contextmanager
-def one_core_beside_a_busy_loop() -> Iterator[None]:
-    """This process, and what it starts, shares its last core with a loop that does not rest for four seconds."""
-    cores = os.sched_getaffinity(0)
-    code = (
-        f"import os, time\nos.sched_setaffinity(0, {{{max(cores)}}})\nend = time.monotonic() + 4\n"
-        "while time.monotonic() < end: pass"
-    )
-    loop = subprocess.Popen([sys.executable, "-c", code])
-    os.sched_setaffinity(0, {max(cores)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
-        loop.kill()
-        loop.wait()
-
-
-def starve(_progress: LoadProgress) -> None:
-    """Give every load process of this one the lowest priority."""
+def load_process() -> psutil.Process | None:
+    """The load process of this one, once it is there."""
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
             if "pytest_vllmperf.load.worker" in child.cmdline():
-                child.nice(19)
+                return child
+    return None
 
 
-def test_a_client_starved_of_its_core_says_that_its_latencies_are_its_own() -> None:
-    workload = small(requests=120, max_concurrency=12, output_tokens=30)
-    pace = ("--ttft-ms", "40", "--tpot-ms", "10")
-    with reference_server(*pace, command=("taskset", "-c", "0")) as server, one_core_beside_a_busy_loop():
-        run = load(server, workload, progress=starve)
-        true_s = [(truth["sent_ns"][0] - truth["arrived_ns"]) * 1e-9 for truth in server.stamps()]
+@contextmanager
+def stopped_again_and_again(*, stopped_s: float, running_s: float) -> Iterator[None]:
+    """The load process stands still for a while, over and over."""
+    over = threading.Event()
+
+    def stop() -> None:
+        while not over.wait(running_s):
+            process = load_process()
+            if process is not None:
+                with contextlib.suppress(psutil.Error):
+                    process.suspend()
+                    over.wait(stopped_s)
+                    process.resume()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def mean_s(stamps: list[dict[str, list[int]]]) -> float:
+    """The true mean TTFT."""
+    waits = [(truth["sent_ns"][0] - truth["arrived_ns"]) * 1e-9 for truth in stamps]
+    return sum(waits) / len(waits)
+
+
+def test_a_read_that_comes_late_is_no_late_arrival() -> None:
+    """Tokens are further apart than the client stands still: the kernel's stamps are right however late it reads."""
+    workload = small(requests=24, max_concurrency=8, output_tokens=4)
+    with reference_server("--ttft-ms", "200", "--tpot-ms", "250") as server:
+        with stopped_again_and_again(stopped_s=0.15, running_s=0.05):
+            run = load(server, workload)
+        truth_s = mean_s(server.stamps())
     summary = summarize(run, engine="e", model=MODEL, workload=workload)
-    assert summary.metrics["ttft_mean"].value > 1.05 * sum(true_s) / len(true_s), "it was starved"
+    assert run.client.kernel_stamps
+    assert (run.client.loop_lag_mean_ns or 0) > 0.02e9, "it did stand still"
+    assert summary.metrics["ttft_mean"].value == pytest.approx(truth_s, rel=0.04)
+    assert summary.metrics["tpot_mean"].value == pytest.approx(0.25, rel=0.04)
+    assert summary.invalid == ()
+
+
+def test_a_client_that_reads_several_tokens_at_once_says_that_its_latencies_are_its_own() -> None:
+    workload = small(requests=48, max_concurrency=12, output_tokens=30)
+    with reference_server("--ttft-ms", "60", "--tpot-ms", "10") as server:
+        with stopped_again_and_again(stopped_s=0.15, running_s=0.05):
+            run = load(server, workload)
+        truth_s = mean_s(server.stamps())
+    summary = summarize(run, engine="e", model=MODEL, workload=workload)
+    assert summary.metrics["ttft_mean"].value > 1.05 * truth_s, "several tokens came before it looked"
     assert any("the client was the bottleneck" in reason for reason in summary.invalid), run.client
 
 
-def test_a_client_left_alone_estimates_little_of_its_own_delay() -> None:
-    """No verdict is expected of a test machine in use: only that the estimate is far from a starved client's."""
-    workload = small(requests=60, max_concurrency=12, output_tokens=30)
-    with reference_server("--ttft-ms", "200", "--tpot-ms", "10") as server:
+def test_a_server_that_sends_several_tokens_at_once_is_not_the_clients_fault() -> None:
+    workload = small(requests=24, max_concurrency=6, output_tokens=24)
+    with reference_server("--ttft-ms", "150", "--tpot-ms", "10", "--shape", "coalesced") as server:
         run = load(server, workload)
     summary = summarize(run, engine="e", model=MODEL, workload=workload)
-    assert run.client.loop_lag_samples > 80
-    assert summary.facts["client_error_estimate"]["ttft_mean"] < 0.2
+    assert run.client.shared_reads > 0.5
+    assert summary.facts["client_error_estimate"]["ttft_mean"] < 0.2, "on a machine in use some reads are late"
+
+
+def test_what_no_kernel_stamped_is_as_late_as_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    with reference_server("--ttft-ms", "60", "--tpot-ms", "10") as server, forwarding_proxy() as (proxy, _):
+        through(proxy, monkeypatch)
+        with stopped_again_and_again(stopped_s=0.15, running_s=0.05):
+            run = load(server, small(requests=48, max_concurrency=12, output_tokens=30))
+    summary = summarize(run, engine="e", model=MODEL, workload=small(requests=48, max_concurrency=12))
+    assert not run.client.kernel_stamps
+    assert any("the client was the bottleneck" in reason for reason in summary.invalid), run.client
 
 
 def test_everything_the_dispatcher_needs_of_a_carrier_is_there_in_both() -> None:

@@ -6,7 +6,7 @@ import pytest
 from streams import MS, answered, counters, limit, load_run
 
 from pytest_vllmperf.domain.latency_split import latency_split
-from pytest_vllmperf.domain.records import ClientHealth, LoadRun
+from pytest_vllmperf.domain.records import ClientHealth, LoadRun, RequestRecord, first_token_early_s
 from pytest_vllmperf.domain.self_check import Distortion, distortion
 from pytest_vllmperf.domain.summary import summarize
 from pytest_vllmperf.domain.thresholds import Outcome, judge
@@ -55,6 +55,51 @@ def test_a_client_late_now_and_then_spoils_the_upper_percentile_only() -> None:
 def test_late_sending_counts_in_an_open_loop_only() -> None:
     assert estimated(dispatch_lag_mean_ns=9 * MS).invalid == ()
     assert "ttft_mean" in estimated(dispatch_lag_mean_ns=9 * MS, open_loop=True).invalid[0]
+
+
+# ---------------------------------------------------------------------- stamps of the kernel
+
+
+def read_at_once(shared: int, *, late_ms: float, first_ms: float = 100.0) -> RequestRecord:
+    """Eleven events 10 ms apart, of which the first ``shared`` came in one read, with the stamp of the last."""
+    at = [first_ms + 10.0 * place for place in range(11)]
+    stamps = tuple(max(at[place], at[shared - 1]) for place in range(11))
+    record = answered(events_ms=stamps, tokens=(1,) * 11, written_ms=0.0)
+    return replace(record, first_read_late_ns=round(late_ms * MS))
+
+
+@pytest.mark.parametrize(
+    ("shared", "late_ms", "early_s"),
+    [(1, 40.0, 0.0), (4, 0.0, 0.0), (4, 3.0, 0.030), (2, 1.0, 0.010), (11, 1.0, 0.200)],
+)
+def test_only_what_a_late_read_brought_together_may_have_come_earlier(
+    shared: int, late_ms: float, early_s: float
+) -> None:
+    assert first_token_early_s(read_at_once(shared, late_ms=late_ms)) == pytest.approx(early_s)
+
+
+def test_an_answer_in_a_single_read_is_supposed_to_have_come_at_the_pace_of_others() -> None:
+    assert first_token_early_s(read_at_once(11, late_ms=1.0), gap_s=0.005) == pytest.approx(0.050)
+
+
+def stamped(*records: RequestRecord) -> LoadRun:
+    late = health(loop_lag_mean_ns=30 * MS, loop_lag_p50_ns=20 * MS, loop_lag_p99_ns=90 * MS, kernel_stamps=True)
+    return replace(load_run(*records), client=late)
+
+
+def test_with_the_kernels_stamps_a_late_read_moves_nothing() -> None:
+    run = stamped(*(read_at_once(1, late_ms=30.0) for _ in range(20)))
+    summary = summarize(run, engine="e", model="m", workload=CLOSED)
+    assert summary.invalid == ()
+    assert set(summary.facts["client_error_estimate"].values()) == {0.0}
+
+
+def test_tokens_that_a_late_read_brought_together_make_the_run_invalid() -> None:
+    """Half of the answers: 20 of 120 ms of their TTFT, 10 of 110 ms of the mean."""
+    run = stamped(*(read_at_once(3 if place % 2 else 1, late_ms=4.0) for place in range(20)))
+    summary = summarize(run, engine="e", model="m", workload=CLOSED)
+    assert summary.facts["client_error_estimate"]["ttft_mean"] == pytest.approx(10 / 110, rel=1e-3)
+    assert "the load process was late by 10.0 ms of the 110.0 ms of ttft_mean" in summary.invalid[0]
 
 
 def test_a_client_that_used_up_its_core_is_the_bottleneck_whatever_its_lag() -> None:
