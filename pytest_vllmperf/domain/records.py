@@ -71,8 +71,8 @@ class RequestRecord:
         detail: One line for people; None on success.
         first_answer_ns: Arrival of the first event that carried the answer itself (content, text or a tool call), not
             reasoning that comes before it.
-        first_read_late_ns: How late the client was to read the first of ``event_ns``, where its stamp is the kernel's
-            and the delay is worth noting; events that share its stamp may then have come before it.
+        first_unread_ns: For how long the client had not been reading before the first of ``event_ns``, where that stamp
+            is the kernel's: of several events that share it the first may have come so much earlier.
     """
 
     index: int
@@ -91,7 +91,7 @@ class RequestRecord:
     finish_reason: str | None
     detail: str | None
     first_answer_ns: int | None = None
-    first_read_late_ns: int = 0
+    first_unread_ns: int = 0
 
     @property
     def succeeded(self) -> bool:
@@ -138,19 +138,18 @@ def first_token_early_s(record: RequestRecord, *, gap_s: float | None = None) ->
     """How much earlier the first token may have come than its stamp says, in seconds.
 
     The kernel's stamp of a read is that of its last bytes. A read that came when it was due is right for all that it
-    brought; a late one that brought several events is right for the last of them, and the others are supposed to have
-    come at the pace of the rest of the answer.
+    brought, and so is one of a single event. Of several events that were kept waiting, the first is supposed to have
+    come as much earlier as the pace of the rest of the answer says, and not before the client had looked away.
 
     Args:
         record: The answer.
-        gap_s: Between two events of other answers, for one that came in a single read; without it the first token may
-            have come at any time.
+        gap_s: Between two events of other answers, for one that came in a single read.
     """
     stamps = record.event_ns
-    if not record.first_read_late_ns or len(stamps) < 2 or stamps[1] != stamps[0]:
+    if not record.first_unread_ns or len(stamps) < 2 or stamps[1] != stamps[0]:
         return 0.0
     written_ns = record.written_ns if record.written_ns is not None else record.dispatched_ns
-    most_s = (stamps[0] - written_ns) * _NS
+    most_s = min(record.first_unread_ns, stamps[0] - written_ns) * _NS
     shared = sum(1 for _ in takewhile(lambda at_ns: at_ns == stamps[0], stamps))
     rest = len(stamps) - shared
     pace_s = (stamps[-1] - stamps[0]) * _NS / rest if rest else gap_s

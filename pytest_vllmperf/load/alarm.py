@@ -8,12 +8,16 @@ import os
 import random
 import time
 from collections.abc import Callable
+from functools import cache
 
-__all__ = ["Alarm", "LagProbe"]
+__all__ = ["Alarm", "Attention", "LagProbe", "run_queue_wait_ns"]
 
 _CLOCK_MONOTONIC = 1
 _TFD_TIMER_ABSTIME = 1
 _BILLION = 1_000_000_000
+_MEAN_GAP_NS = 10_000_000
+_ONE_TURN_NS = 1_000_000
+"""Looks so close together belong to one turn of the loop."""
 
 
 class _TimeSpec(ctypes.Structure):
@@ -71,6 +75,36 @@ class Alarm:
             self._handle = None
 
 
+class Attention:
+    """For how long the event loop has not been looking, when it looks again after being kept from it.
+
+    A process that waits for a core is told so by the kernel (``/proc/self/schedstat``). One that was stopped, or was
+    busy in another callback, is not: there it is moments that come at random and pass unseen which tell.
+
+    Args:
+        mean_gap_ns: Between two of those moments, on average: the loop has been away for so much longer than since the
+            first it missed.
+    """
+
+    def __init__(self, *, mean_gap_ns: int = _MEAN_GAP_NS) -> None:
+        self.due_ns: int | None = None
+        """The first of those moments that the loop has not seen yet."""
+        self._mean_gap_ns = mean_gap_ns
+        self._waited_ns = run_queue_wait_ns() or 0
+        self._looked_ns = 0
+        self._away_ns = 0
+
+    def away_ns(self, now_ns: int) -> int:
+        """For how long it has been away at ``now_ns``, or was when this turn of it began."""
+        if now_ns - self._looked_ns > _ONE_TURN_NS:
+            waited_ns = run_queue_wait_ns() or 0
+            missed = self.due_ns is not None and self.due_ns < now_ns - _ONE_TURN_NS
+            unseen_ns = now_ns - self.due_ns + self._mean_gap_ns if missed and self.due_ns is not None else 0
+            self._away_ns = max(waited_ns - self._waited_ns, unseen_ns)
+            self._waited_ns, self._looked_ns = waited_ns, now_ns
+        return self._away_ns + now_ns - self._looked_ns
+
+
 class LagProbe:
     """How late the event loop attends to what is ready, sampled by a timer that it must serve.
 
@@ -80,19 +114,28 @@ class LagProbe:
 
     Args:
         loop: The event loop.
-        mean_period_ns: Between two samples, on average.
+        attention: Is told of the moments.
+        mean_gap_ns: Between two samples, on average.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, mean_period_ns: int = 10_000_000) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        attention: Attention | None = None,
+        *,
+        mean_gap_ns: int = _MEAN_GAP_NS,
+    ) -> None:
         self.lags_ns: list[int] = []
-        self._rate = 1 / mean_period_ns
+        self._attention = attention or Attention(mean_gap_ns=mean_gap_ns)
+        self._rate = 1 / mean_gap_ns
         self._draw = random.Random()  # noqa: S311 - nothing depends on its seed
-        self._due_ns = time.monotonic_ns() + self._gap_ns()
         self._alarm = Alarm(loop, self._rung)
+        self._due_ns = self._attention.due_ns = time.monotonic_ns() + self._gap_ns()
         self._alarm.set(self._due_ns)
 
     def close(self) -> None:
         """Sample no more."""
+        self._attention.due_ns = None
         self._alarm.close()
 
     def _gap_ns(self) -> int:
@@ -100,10 +143,26 @@ class LagProbe:
 
     def _rung(self) -> None:
         now = time.monotonic_ns()
-        while self._due_ns <= now:
-            self.lags_ns.append(now - self._due_ns)
-            self._due_ns += self._gap_ns()
-        self._alarm.set(self._due_ns)
+        self._attention.away_ns(now)
+        due_ns = self._due_ns
+        while due_ns <= now:
+            self.lags_ns.append(now - due_ns)
+            due_ns += self._gap_ns()
+        self._due_ns = self._attention.due_ns = due_ns
+        self._alarm.set(due_ns)
+
+
+def run_queue_wait_ns() -> int | None:
+    """Time this process was ready to run and had no core (second field of Linux's schedstat)."""
+    try:
+        return int(os.pread(_schedstat(), 64, 0).split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+@cache
+def _schedstat() -> int:
+    return os.open("/proc/self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _timer() -> tuple[ctypes.CDLL | None, int | None]:

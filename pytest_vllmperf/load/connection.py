@@ -19,8 +19,6 @@ _END = b"0\r\n\r\n"
 _KEPT = len(_END)
 """Reads left to look at for the end of the answer: as many as it has bytes, should each come alone."""
 
-_LATE_NS = 500_000
-"""A read that is less late came when it was due."""
 _OPENING = 8
 """Reads among which the first token is."""
 
@@ -68,15 +66,15 @@ class Connection(asyncio.Protocol):
         """Take what no kernel has stamped: what came through TLS."""
         self.arrived(_now(), data, 0)
 
-    def arrived(self, at_ns: int, data: bytes, late_ns: int) -> None:
+    def arrived(self, at_ns: int, data: bytes, unread_ns: int) -> None:
         """Stash what arrived at ``at_ns``; look closer only where the answer may be over.
 
-        ``late_ns`` is how much later than that it was read, where the stamp is the kernel's.
+        ``unread_ns`` is for how long before that nobody had been reading, where the stamp is the kernel's.
         """
         reads = self._reads
         reads.append((at_ns, data))
-        if late_ns > _LATE_NS and len(reads) <= _OPENING:
-            self._note_late(at_ns, late_ns)
+        if unread_ns and len(reads) <= _OPENING:
+            self._note_unread(at_ns, unread_ns)
         # The check waits for the end of this turn of the loop, so that every read that is ready is stamped first.
         if not self._framing.chunked or data.endswith(_END) or (len(data) < len(_END) and self._tail() == _END):
             self._loop.call_soon(self._check_end)
@@ -126,10 +124,10 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _note_late(self, at_ns: int, late_ns: int) -> None:
-        """Of the reads that open an answer: further events may have come before they were read."""
+    def _note_unread(self, at_ns: int, unread_ns: int) -> None:
+        """Of the reads that open an answer: what they brought may have come earlier than their stamps."""
         if self._exchange is not None and not self._exchange.taken:
-            self._exchange.late.append((at_ns, late_ns))
+            self._exchange.unread.append((at_ns, unread_ns))
 
     def _tail(self) -> bytes:
         """The last bytes read, however the reads fell."""

@@ -25,7 +25,7 @@ class Exchange:
         due_ns: When the client could have sent it: when it was intended, or later, when the cap on requests in
             flight had room again. What passes after that is the client's own delay.
         reads: Every read from the socket with the moment it arrived, as far as ``reading`` has not taken them.
-        late: Of its first reads those that were read late: their stamp, and how late.
+        unread: Of its first reads those that were kept waiting: their stamp, and for how long before it nobody read.
         taken: How many reads ``reading`` has taken.
         reading: What has been understood so far; None where nothing was looked at yet.
         suspect: Whether it looks as if it had failed.
@@ -42,7 +42,7 @@ class Exchange:
     written_ns: int | None = None
     ended_ns: int = 0
     reads: list[tuple[int, bytes]] = field(default_factory=list)
-    late: list[tuple[int, int]] = field(default_factory=list)
+    unread: list[tuple[int, int]] = field(default_factory=list)
     taken: int = 0
     reading: AnswerReading | None = None
     suspect: bool = False

@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from pytest_vllmperf.domain.records import ClientHealth
-from pytest_vllmperf.load.alarm import LagProbe
+from pytest_vllmperf.load.alarm import Attention, LagProbe, run_queue_wait_ns
 from pytest_vllmperf.load.exchange import Exchange
 
 __all__ = ["HealthClock", "lag_p99_ns", "percentile_ns"]
-
-_SCHEDSTAT = Path("/proc/self/schedstat")
 
 
 class HealthClock:
     """Started right before the load and read right after it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, attention: Attention | None = None) -> None:
         self._loop_name = type(loop).__module__.partition(".")[0]
-        self._probe = LagProbe(loop)
-        self._waited_ns = _run_queue_wait_ns()
+        self._probe = LagProbe(loop, attention)
+        self._waited_ns = run_queue_wait_ns()
         self._cpu_ns = time.process_time_ns()
         self._wall_ns = time.monotonic_ns()
 
@@ -30,7 +27,7 @@ class HealthClock:
         """What was spent since the start. ``exchanges`` are those that were sent."""
         wall_ns = time.monotonic_ns() - self._wall_ns
         cpu_ns = time.process_time_ns() - self._cpu_ns
-        waited_ns = _run_queue_wait_ns()
+        waited_ns = run_queue_wait_ns()
         self._probe.close()
         lags = sorted(self._probe.lags_ns)
         dispatch = sorted(e.dispatched_ns - e.due_ns for e in exchanges)
@@ -58,11 +55,3 @@ def lag_p99_ns(lags_ns: Sequence[int]) -> int:
 def percentile_ns(ordered: Sequence[int], percent: int) -> int:
     """A percentile, as the smallest value that so many in a hundred do not exceed; 0 of nothing."""
     return ordered[-(-percent * len(ordered) // 100) - 1] if ordered else 0
-
-
-def _run_queue_wait_ns() -> int | None:
-    """Time this process was ready to run and had no core (second field of Linux's schedstat)."""
-    try:
-        return int(_SCHEDSTAT.read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):
-        return None

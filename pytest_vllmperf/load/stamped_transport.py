@@ -17,6 +17,8 @@ import sys
 import time
 from typing import Any, Protocol
 
+from pytest_vllmperf.load.alarm import Attention
+
 __all__ = ["KernelClock", "StampedProtocol", "StampedTransport", "connect_stamped", "kernel_stamps"]
 
 _SO_TIMESTAMPNS = 35
@@ -27,7 +29,10 @@ _CMSG_SPACE = 64
 _READ_BYTES = 16_384
 _TIGHT_NS = 5_000
 _BILLION = 1_000_000_000
+_LATE_NS = 500_000
+"""A read that is less late came when it was due."""
 _LONGEST_LATE_NS = 300 * _BILLION
+"""More than that is no delay: somebody has set the wall clock."""
 
 _now = time.monotonic_ns
 
@@ -41,12 +46,14 @@ class KernelClock:
     """Puts the kernel's stamps, which are of the wall clock, on the monotonic clock.
 
     ``offset_ns`` is wall minus monotonic. It drifts as the wall clock is disciplined, by half a microsecond in a
-    millisecond at most, and jumps when somebody sets it: :meth:`look` again now and then.
+    millisecond at most, and jumps when somebody sets it: :meth:`look` again now and then. ``attention`` tells for how
+    long nobody was reading.
     """
 
-    __slots__ = ("offset_ns",)
+    __slots__ = ("attention", "offset_ns")
 
     def __init__(self) -> None:
+        self.attention = Attention()
         self.offset_ns = 0
         self.look()
 
@@ -70,8 +77,8 @@ class StampedProtocol(Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It may be written to."""
 
-    def arrived(self, at_ns: int, data: bytes, late_ns: int) -> None:
-        """``data`` arrived at ``at_ns`` and was read ``late_ns`` later."""
+    def arrived(self, at_ns: int, data: bytes, unread_ns: int) -> None:
+        """The last of ``data`` arrived at ``at_ns``; nobody had been reading for ``unread_ns`` before that."""
 
     def eof_received(self) -> bool | None:
         """The other side writes no more."""
@@ -115,8 +122,11 @@ class StampedTransport(asyncio.Transport):
             if kind == _SO_TIMESTAMPNS:
                 seconds, nanoseconds = _TIMESPEC.unpack(value)
                 late = now - (seconds * _BILLION + nanoseconds - self._clock.offset_ns)
+                if 0 <= late < _LATE_NS:
+                    self._arrived(now - late, data, 0)
+                    return
                 if 0 <= late < _LONGEST_LATE_NS:
-                    self._arrived(now - late, data, late)
+                    self._arrived(now - late, data, max(0, self._clock.attention.away_ns(now) - late))
                     return
                 self._clock.look()  # somebody has set the wall clock
         self._arrived(now, data, 0)

@@ -176,12 +176,12 @@ class AnswerReading:
             finish_reason=told.finish_reason,
             detail=detail,
             first_answer_ns=told.first_answer_ns,
-            first_read_late_ns=self._first_read_late_ns(exchange),
+            first_unread_ns=self._first_unread_ns(exchange),
         )
 
-    def _first_read_late_ns(self, exchange: Exchange) -> int:
+    def _first_unread_ns(self, exchange: Exchange) -> int:
         first_ns = self._told.event_ns[:1]
-        return next((late_ns for at_ns, late_ns in exchange.late if first_ns and at_ns == first_ns[0]), 0)
+        return next((unread_ns for at_ns, unread_ns in exchange.unread if first_ns and at_ns == first_ns[0]), 0)
 
     def _take_piece(self, piece: bytes) -> None:
         """A piece of the body; after the end of the stream, and after nonsense, it belongs to nobody."""

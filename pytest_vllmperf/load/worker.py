@@ -156,7 +156,7 @@ class Drive:
             start_ns = await loop.run_in_executor(None, parent.wait_for_start, Ready(self.schedule_hash))
             parent.listen(lambda order: loop.call_soon_threadsafe(_obey, dispatcher, order))
         reporter = loop.create_task(_report(dispatcher, compactor, target.clock, tell=parent is not None))
-        clock = HealthClock(loop)
+        clock = HealthClock(loop, target.clock.attention if target.clock is not None else None)
         started_ns, ended_ns = await dispatcher.run(start_ns)
         client = clock.read([e for e in self._exchanges if e.ended_ns], kernel_stamps=target.clock is not None)
         reporter.cancel()

@@ -60,26 +60,25 @@ def test_late_sending_counts_in_an_open_loop_only() -> None:
 # ---------------------------------------------------------------------- stamps of the kernel
 
 
-def read_at_once(shared: int, *, late_ms: float, first_ms: float = 100.0) -> RequestRecord:
-    """Eleven events 10 ms apart, of which the first ``shared`` came in one read, with the stamp of the last."""
-    at = [first_ms + 10.0 * place for place in range(11)]
-    stamps = tuple(max(at[place], at[shared - 1]) for place in range(11))
+def read_at_once(shared: int, *, unread_ms: float) -> RequestRecord:
+    """Eleven events 10 ms apart from 100 ms on, of which the first ``shared`` came in one read."""
+    stamps = tuple(100.0 + 10.0 * max(place, shared - 1) for place in range(11))
     record = answered(events_ms=stamps, tokens=(1,) * 11, written_ms=0.0)
-    return replace(record, first_read_late_ns=round(late_ms * MS))
+    return replace(record, first_unread_ns=round(unread_ms * MS))
 
 
 @pytest.mark.parametrize(
-    ("shared", "late_ms", "early_s"),
-    [(1, 40.0, 0.0), (4, 0.0, 0.0), (4, 3.0, 0.030), (2, 1.0, 0.010), (11, 1.0, 0.200)],
+    ("shared", "unread_ms", "early_s"),
+    [(1, 40.0, 0.0), (4, 0.0, 0.0), (4, 300.0, 0.030), (4, 12.0, 0.012), (2, 50.0, 0.010), (11, 150.0, 0.150)],
 )
-def test_only_what_a_late_read_brought_together_may_have_come_earlier(
-    shared: int, late_ms: float, early_s: float
+def test_only_what_was_kept_waiting_together_may_have_come_earlier(
+    shared: int, unread_ms: float, early_s: float
 ) -> None:
-    assert first_token_early_s(read_at_once(shared, late_ms=late_ms)) == pytest.approx(early_s)
+    assert first_token_early_s(read_at_once(shared, unread_ms=unread_ms)) == pytest.approx(early_s)
 
 
 def test_an_answer_in_a_single_read_is_supposed_to_have_come_at_the_pace_of_others() -> None:
-    assert first_token_early_s(read_at_once(11, late_ms=1.0), gap_s=0.005) == pytest.approx(0.050)
+    assert first_token_early_s(read_at_once(11, unread_ms=150.0), gap_s=0.005) == pytest.approx(0.050)
 
 
 def stamped(*records: RequestRecord) -> LoadRun:
@@ -88,7 +87,7 @@ def stamped(*records: RequestRecord) -> LoadRun:
 
 
 def test_with_the_kernels_stamps_a_late_read_moves_nothing() -> None:
-    run = stamped(*(read_at_once(1, late_ms=30.0) for _ in range(20)))
+    run = stamped(*(read_at_once(1, unread_ms=30.0) for _ in range(20)))
     summary = summarize(run, engine="e", model="m", workload=CLOSED)
     assert summary.invalid == ()
     assert set(summary.facts["client_error_estimate"].values()) == {0.0}
@@ -96,7 +95,7 @@ def test_with_the_kernels_stamps_a_late_read_moves_nothing() -> None:
 
 def test_tokens_that_a_late_read_brought_together_make_the_run_invalid() -> None:
     """Half of the answers: 20 of 120 ms of their TTFT, 10 of 110 ms of the mean."""
-    run = stamped(*(read_at_once(3 if place % 2 else 1, late_ms=4.0) for place in range(20)))
+    run = stamped(*(read_at_once(3 if place % 2 else 1, unread_ms=40.0) for place in range(20)))
     summary = summarize(run, engine="e", model="m", workload=CLOSED)
     assert summary.facts["client_error_estimate"]["ttft_mean"] == pytest.approx(10 / 110, rel=1e-3)
     assert "the load process was late by 10.0 ms of the 110.0 ms of ttft_mean" in summary.invalid[0]
