@@ -22,6 +22,7 @@ from pytest_vllmperf.collection import (
 )
 from pytest_vllmperf.scheduling import comparison_in, engine_in, make_scheduler
 from pytest_vllmperf.stash import SESSION, STATE
+from pytest_vllmperf.worker_lines import WorkerLines
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
@@ -42,6 +43,7 @@ class Distribution:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.asked = False
+        self.lines: WorkerLines | None = None
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
@@ -53,6 +55,9 @@ class Distribution:
         """Send the limits along. A file that is wrong is told when it is known that engines are used."""
         from pytest_vllmperf.errors import ConfigError
 
+        if self.lines is None:
+            self.lines = WorkerLines(self.config)
+        self.lines.offer(node.workerinput)
         try:
             node.workerinput[_LIMITS] = self.config.stash[SESSION].limits_as_text()
         except ConfigError:
@@ -86,6 +91,20 @@ class Distribution:
         state = self.config.stash[STATE]
         state.partial = said.get(_PARTIAL) or state.partial
         state.uses_engines = said.get(_USES_ENGINES, False) or state.uses_engines
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self) -> None:
+        """Print workers' last words: xdist has ended them, and the summary comes next."""
+        self._close()
+
+    def pytest_unconfigure(self) -> None:
+        """The same for a run that broke off."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.lines is not None:
+            self.lines.close()
+            self.lines = None
 
 
 def _refuse_other_modes(config: pytest.Config) -> None:

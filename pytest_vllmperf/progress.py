@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pytest_vllmperf.worker_lines import send_line
+
 if TYPE_CHECKING:
     import pytest
 
@@ -26,7 +28,7 @@ _PLAIN_EVERY_S = 30.0
 class Progress:
     """The :class:`~pytest_vllmperf.domain.status.Telling` of one pytest process.
 
-    A worker of pytest-xdist has no terminal: it writes lines to the stderr it shares with the controller. With
+    A worker of pytest-xdist has no terminal: it hands lines to the controller (see ``worker_lines.py``). With
     ``--capture=no`` tests write to the terminal themselves, so that nothing is rewritten in place there.
     """
 
@@ -79,6 +81,8 @@ class Progress:
     def _write(self, line: str) -> None:
         reporter = self._reporter()
         if self._worker is not None:
+            if send_line(self._config, f"  > [{self._worker}] {line}"):
+                return
             print(f"  > [{self._worker}] {line}", file=sys.stderr, flush=True)  # noqa: T201 - there is nothing else
         elif reporter is not None:
             reporter.ensure_newline()

@@ -112,3 +112,49 @@ def test_quiet_is_quiet(slow):
     text = on_a_terminal(slow, "-q")
     assert "━" not in text
     assert "> one" not in text
+
+
+TWO = (
+    SLOW
+    + """
+def test_again(vllm_measure):
+    vllm_measure("tiny")
+"""
+)
+
+
+@pytest.fixture
+def spread(project):
+    """Two engines with two tests each, for two workers."""
+    pytest.importorskip("xdist")
+    project.write(suite=TWO, engines=[{"name": name, "args": {"fake-itl-ms": 20}} for name in ("one", "two")])
+    return project
+
+
+@pytest.mark.parametrize("arguments", [(), ("-v",)])
+def test_lines_of_workers_stand_alone_on_a_terminal(spread, arguments):
+    text = on_a_terminal(spread, "-n2", "--vllmperf-share-cpu", *arguments)
+    lines = [line.rstrip() for line in final_screen(text)]
+    said = [line for line in lines if "  > [gw" in line]
+    assert all(line.startswith("  > [gw") and line.count("[gw") == 1 for line in said), said
+    for engine in ("one", "two"):
+        assert sum(bool(re.fullmatch(rf"  > \[gw\d\] {engine}: ready after .* s", line)) for line in said) == 1
+        assert sum(f"{engine}: tiny: 6/6 requests in" in line for line in said) >= 1
+    assert not [line for line in lines if "━" in line]
+
+
+def test_quiet_workers_say_nothing(spread):
+    text = on_a_terminal(spread, "-n2", "-q", "--vllmperf-share-cpu")
+    assert "> [gw" not in text
+    assert "━" not in text
+
+
+def test_lines_of_workers_are_in_the_log_of_ci(spread, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    result = spread.run("--vllmperf-record-only", "-n2", "--vllmperf-share-cpu")
+    assert result.ret == 0
+    out = result.stdout.str()
+    assert "\x1b" not in out
+    assert len(re.findall(r"^  > \[gw\d\] (?:one|two): ready after .* s$", out, re.MULTILINE)) == 2
+    assert "> [gw" not in result.stderr.str()
+    assert not list(tmp_path.glob("vllmperf-lines-*")), "the pipe is gone"
