@@ -46,6 +46,9 @@ class Noise:
         return own + common + step + lemons + self.drift * (1 - np.exp(-place / 6))
 
 
+BASE = Noise()
+
+
 @dataclass(slots=True)
 class Gates:
     """What a number of relative gates came to."""
@@ -117,3 +120,28 @@ def request_logs(rng: np.random.Generator, levels: Sequence[float] | np.ndarray,
     begins = (rng.random(shape) < BURST_RATE).astype(float)
     bursts = lfilter(np.ones(BURST_LENGTH), [1.0], begins, axis=-1) > 0.5
     return levels[..., None] + (smooth + BURST_SIZE * bursts)[..., settle:]
+
+
+@dataclass(frozen=True)
+class Night:
+    """How one night's value comes about: raw, or as mean log ratio of ABBA pairs to a control engine."""
+
+    name: str
+    pairs: int = 0
+    spike_share: float = 0.0
+    spike: float = 0.15
+
+    def series(self, rng: np.random.Generator, nights: int, step_at: int | None, size: float) -> np.ndarray:
+        """Values of consecutive nights, with a step of ``size`` from night ``step_at`` on."""
+        own = np.hypot(BASE.launch, BASE.within)
+        if self.pairs:
+            logs = rng.normal(0, own * np.sqrt(2 / self.pairs), nights)
+        else:
+            logs = rng.normal(0, np.hypot(own, BASE.session), nights)
+        logs += self.spike * (rng.random(nights) < self.spike_share)
+        if step_at is not None:
+            logs[step_at:] += np.log1p(size)
+        return np.exp(logs)
+
+
+NIGHTS = (Night("raw"), Night("raw, 3 % spike nights", spike_share=0.03), Night("control, 2 ABBA pairs", pairs=2))

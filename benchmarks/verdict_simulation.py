@@ -17,19 +17,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.stats import binomtest
-from verdict_noise import Noise, confirmed, request_logs, run_gate, run_gates
+from verdict_noise import BASE, NIGHTS, Noise, confirmed, request_logs, run_gate, run_gates
 from verdict_rivals import fixed_five_percent, interleaved_benchstat, pooled_requests
 
+from pytest_vllmperf.domain.calibration import proposed_level
 from pytest_vllmperf.domain.history_band import judge_history
 from pytest_vllmperf.domain.intervals import AbsoluteVerdict, judge_absolute
-from pytest_vllmperf.domain.metrics import Better
+from pytest_vllmperf.domain.metrics import METRICS, Better
 from pytest_vllmperf.domain.paired import judge_pairs
 from pytest_vllmperf.domain.quality_gate import QUESTION_LOOKS, AnswersVerdict, judge_answers, judge_floor
 from pytest_vllmperf.domain.thresholds import Limit, Outcome
 from pytest_vllmperf.domain.trend import scan_trend
 
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
-BASE = Noise()
 SCENARIOS = {
     "base": BASE,
     "environment +4 %": Noise(shift=0.04),
@@ -162,6 +162,10 @@ def h200(run: Run) -> None:
     table("Launch noise seen on an H200", head, rows)
 
 
+REQUESTS = {"p50": (1000, 459, 60), "p95": (1000, 459, 100, 60), "p99": (1000, 459)}
+"""Requests a launch; a p95 is judged from 60 on, a p99 from 459."""
+
+
 def coverage(run: Run) -> None:
     """Bounds of absolute limits: how often do they cover the truth, and how often does it pass as its limit?"""
     rows = []
@@ -169,7 +173,7 @@ def coverage(run: Run) -> None:
     for number, (statistic, quantile) in enumerate((("p50", 0.5), ("p95", 0.95), ("p99", 0.99))):
         truth = float(np.exp(np.quantile(truth_logs, quantile)))
         least = 1.0
-        for requests in (1000, 459):
+        for requests in REQUESTS[statistic]:
             for launches in ((3,), (5,), (8,), (3, 5, 8)):
                 rng, count = (
                     run.rng(12, number, requests, *launches),
@@ -204,29 +208,23 @@ def level_gate(
     return verdict
 
 
-@dataclass(frozen=True)
-class Night:
-    """How one night's value comes about: raw, or as mean log ratio of ABBA pairs to a control engine."""
-
-    name: str
-    pairs: int = 0
-    spike_share: float = 0.0
-    spike: float = 0.15
-
-    def series(self, rng: np.random.Generator, nights: int, step_at: int | None, size: float) -> np.ndarray:
-        """Values of consecutive nights, with a step of ``size`` from night ``step_at`` on."""
-        own = np.hypot(BASE.launch, BASE.within)
-        if self.pairs:
-            logs = rng.normal(0, own * np.sqrt(2 / self.pairs), nights)
-        else:
-            logs = rng.normal(0, np.hypot(own, BASE.session), nights)
-        logs += self.spike * (rng.random(nights) < self.spike_share)
-        if step_at is not None:
-            logs[step_at:] += np.log1p(size)
-        return np.exp(logs)
-
-
-NIGHTS = (Night("raw"), Night("raw, 3 % spike nights", spike_share=0.03), Night("control, 2 ABBA pairs", pairs=2))
+def calibration(run: Run) -> None:
+    """Limits proposed from one session's launches: how often does one launch of a later session miss them?"""
+    rows = []
+    for launches in (3, 5, 8):
+        rng, count = run.rng(17, launches), run.count(4000)
+        bounds = []
+        for _ in range(count):
+            found = proposed_level(METRICS["tpot_mean"], np.exp(BASE.job(rng, launches)).tolist())
+            assert not isinstance(found, str)
+            bounds.append(found.bound)
+        missed = []
+        for effect in (0.0, 0.05, 0.10, 0.20):
+            later = np.exp([BASE.job(rng, 1)[0] for _ in range(count)]) * (1 + effect)
+            missed.append(percent(float(np.mean(later > bounds))))
+        rows.append((str(launches), percent(float(np.median(bounds)) - 1), *missed))
+    head = ("launches", "median margin %", "missed unchanged %", "5 % slower", "10 % slower", "20 % slower")
+    table("Calibrated limits of TPOT, judged by one launch of another session", head, rows)
 
 
 def nightly(run: Run, length: int = 60, step_at: int = 40) -> None:
@@ -364,7 +362,7 @@ def goals(run: Run) -> None:
     table("Goals", ("", "figure", "goal", "reached"), rows)
 
 
-PARTS = (cost, false_fails, power, suite, h200, coverage, nightly, quality, goals)
+PARTS = (cost, false_fails, power, suite, h200, coverage, calibration, nightly, quality, goals)
 KEYS = (
     "false_fail_base",
     "false_fail_worst",

@@ -34,12 +34,14 @@ TAIL_LOOKS = Looks(at=(5, 8))
 ERROR = 0.05
 """Probability of a wrong PASS, and of a wrong FAIL, over all looks together.
 
-A p99 gets half of it, and a quarter below 1000 requests a replicate: its estimates are skewed and, from few requests,
-too low on average, so that the bounds cover less than their nominal share (``benchmarks/RESULTS.md``).
+High percentiles get a share of it, by how many samples of a replicate lie beyond them: from few, their estimates are
+skewed and too low on average, so that the bounds cover less than their nominal share (``benchmarks/RESULTS.md``).
 """
+_SHARES = ((50, 1.0), (8, 1 / 2), (4, 1 / 4), (0, 1 / 8))
+"""From how many samples beyond a percentile on which share: 50 are a p95 of 1000 requests, or a p99 of 5000."""
 
 _TAIL_QUANTILE = 0.99
-_MANY_SAMPLES = 1000
+_HIGH_QUANTILE = 0.9
 _WORST_UNITS = ("B", "count", "ratio")
 
 
@@ -166,8 +168,12 @@ class _Found:
     confidence: float | None = None
 
 
+def _quantile(entry: Metric) -> float | None:
+    return STATISTICS[entry.statistic].quantile if entry.statistic else None
+
+
 def _is_tail(entry: Metric) -> bool:
-    quantile = STATISTICS[entry.statistic].quantile if entry.statistic else None
+    quantile = _quantile(entry)
     return quantile is not None and quantile >= _TAIL_QUANTILE
 
 
@@ -182,9 +188,12 @@ def _by_worst(entry: Metric, values: Sequence[float], limit: Limit, replicate: R
 
 
 def _error(entry: Metric, samples: int) -> float:
-    if not _is_tail(entry):
+    """The error of each bound over all looks; ``samples`` are those of one replicate."""
+    quantile = _quantile(entry)
+    if quantile is None or quantile < _HIGH_QUANTILE:
         return ERROR
-    return ERROR / 2 if samples >= _MANY_SAMPLES else ERROR / 4
+    beyond = round(samples * (1 - quantile), 9)
+    return ERROR * next(share for least, share in _SHARES if beyond >= least)
 
 
 def _by_interval(

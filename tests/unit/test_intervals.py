@@ -122,12 +122,18 @@ def test_a_p99_never_passes_on_fewer_than_459_requests_or_five_replicates() -> N
     assert judged([0.1] * 5, TAIL, samples=459).outcome is Outcome.PASS
 
 
-def test_a_p99_gets_half_the_error_and_a_quarter_on_few_requests() -> None:
+def test_a_high_percentile_gets_the_less_error_the_fewer_samples_are_beyond_it() -> None:
     values = [0.10, 0.11, 0.12, 0.10, 0.11]
     mean, tail = judged(list(values), budget=5), judged(list(values), TAIL)
     assert tail.confidence == pytest.approx(0.975)
-    assert judged(list(values), TAIL, samples=999).confidence == pytest.approx(0.9875)
+    assert judged(list(values), TAIL, samples=799).confidence == pytest.approx(0.9875)
+    assert judged(list(values), TAIL, samples=5000).confidence == pytest.approx(0.95)
     assert mean.confidence == pytest.approx(1 - 0.05 * 2 / 5)
+    for samples, share in ((1000, 1), (999, 2), (160, 2), (159, 4), (80, 4), (79, 8), (60, 8)):
+        p95 = judged(list(values), limit("ttft_p95", maximum=0.3), samples=samples, budget=5)
+        assert p95.confidence == pytest.approx(1 - 0.05 / share * 2 / 5), samples
+    few = judged(list(values), limit("ttft_p50", maximum=0.3), samples=3, budget=5)
+    assert few.confidence == mean.confidence  # a median of few is noisy, and right on average
     fails = judged([v + 1 for v in values[:3]], TAIL)
     assert fails.outcome is Outcome.FAIL
 
