@@ -286,11 +286,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_vllmperf_sections(report: Report) -> list[Section]:
-    """What this package adds to the report itself: comparisons, and variants side by side."""
+    """What this package adds to the report itself: comparisons, engines and variants side by side."""
     from pytest_vllmperf.domain.comparison_section import comparison_sections
     from pytest_vllmperf.domain.quality_section import quality_sections
+    from pytest_vllmperf.domain.side_by_side_section import side_by_side_sections
 
-    return [*comparison_sections(report.verdicts), *quality_sections(report.summaries, report.verdicts)]
+    engines = [engine.name for engine in report.engines if "-beside-" not in engine.name]
+    compared = [(v.against, v.engine) for v in report.verdicts if v.against is not None]
+    return [
+        *comparison_sections(report.verdicts),
+        *side_by_side_sections(engines, report.summaries, compared),
+        *quality_sections(report.summaries, report.verdicts),
+    ]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

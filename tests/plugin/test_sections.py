@@ -45,3 +45,17 @@ def test_a_hook_that_fails_is_told_of_and_loses_nothing(project):
     assert told in project.report["problems"]
     assert [section["id"] for section in project.report["sections"]] == ["mine"]
     assert project.report["summaries"][0]["timeline"]["series"]["concurrency"]["values"]
+
+
+def test_two_engines_of_an_ordinary_run_stand_side_by_side(project):
+    slow = {"name": "two", "args": {"fake-ttft-ms": 80, "fake-itl-ms": 8}}
+    project.write(engines=[{"name": "one"}, slow])
+    result = project.run()
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        ["*two beside one: *TTFT mean +* at tiny (one launch of each, unpaired: not a verdict)*"]
+    )
+    (section,) = [s for s in project.report["sections"] if s["id"] == "beside-one-two"]
+    rows = {row[1]: row[-1] for row in section["tables"][0]["rows"]}
+    assert rows["ttft_mean"]["text"] == rows["tpot_mean"]["text"] == "worse"
+    assert "## two beside one" in (project.path / "reports/latest/report.md").read_text()
