@@ -148,7 +148,7 @@ def errors_of(run: LoadRun, server: ReferenceServer, seed: int) -> dict[str, flo
     for name, both in pairs.items():
         measured, true = np.array(both).T
         for statistic, of in (("mean", np.mean), ("p50", np.median), ("p99", lambda x: np.percentile(x, 99))):
-            found[f"{name}_{statistic}"] = abs(of(measured) / of(true) - 1)
+            found[f"{name}_{statistic}"] = abs(float(of(measured) / of(true)) - 1)
     return found
 
 
