@@ -24,6 +24,7 @@ _LEAST_S = 0.002
 _ENOUGH_SAMPLES = 80
 """Of the loop's lag, almost a second's: from a shorter run nothing is concluded."""
 _WHOLE_CORE = 0.92
+_HALF_CORE = 0.5
 _NS = 1e-9
 
 
@@ -64,6 +65,7 @@ def distortion(
     if open_loop:
         late_s["ttft_mean"] += client.dispatch_lag_mean_ns * _NS
         late_s["ttft_p99"] += client.dispatch_lag_p99_ns * _NS
+    advice = _advice(client)
     errors: dict[str, float] = {}
     doubtful: dict[str, str] = {}
     invalid: list[str] = []
@@ -77,12 +79,12 @@ def distortion(
             continue
         said = f"the load process was late by {late * 1e3:.1f} ms of the {value * 1e3:.1f} ms"
         if name.endswith(("_mean", "_p50")):
-            invalid.append(f"{said} of {name}: {_ADVICE}")
+            invalid.append(f"{said} of {name}: {advice}")
         else:
-            doubtful[name] = f"{said}: {_ADVICE}"
+            doubtful[name] = f"{said}: {advice}"
     if enough and client.busiest_share > _WHOLE_CORE:
         used = f"the load process used {client.busiest_share:.0%} of a core"
-        invalid.append(f"{used}, so it could not read as fast as the engine sent: {_ADVICE}")
+        invalid.append(f"{used}, so it could not read as fast as the engine sent: {advice}")
     return Distortion(errors=errors, invalid=tuple(invalid[:2]), doubtful=doubtful)
 
 
@@ -136,7 +138,17 @@ def _usual_gap_s(records: Sequence[RequestRecord]) -> float | None:
     return reduce_samples(gaps, "p50")
 
 
-_ADVICE = (
-    "the client was the bottleneck. Give it more processes (Workload(workers=…)), or cores that nobody else uses, "
-    "or ask for less load"
-)
+def _advice(client: ClientHealth) -> str:
+    """What helps: processes where it had its fill of work, cores where others had them."""
+    waited_ns = client.run_queue_wait_ns
+    if client.busiest_share < _HALF_CORE and waited_ns is not None:
+        waited = waited_ns / max(1, client.wall_ns)
+        return (
+            f"the client was the bottleneck. It used {client.busiest_share:.0%} of a core and waited for one "
+            f"{waited:.0%} of the time, so more processes will not help: leave it a core that nothing else uses, "
+            "neither the engine's threads nor other work"
+        )
+    return (
+        "the client was the bottleneck. Give it more processes (Workload(workers=…)), or cores that nobody else uses, "
+        "or ask for less load"
+    )

@@ -36,13 +36,21 @@ def test_a_client_that_is_never_late_distorts_nothing() -> None:
 
 
 def test_a_client_late_on_average_makes_the_run_invalid_with_the_advice() -> None:
-    late = estimated(loop_lag_mean_ns=6 * MS, loop_lag_p50_ns=MS)
+    late = estimated(loop_lag_mean_ns=6 * MS, loop_lag_p50_ns=MS, busiest_share=0.7)
     said = (
         "the load process was late by 6.0 ms of the 100.0 ms of ttft_mean: the client was the bottleneck. Give it more "
         "processes (Workload(workers=…)), or cores that nobody else uses, or ask for less load"
     )
     assert late.invalid == (said,)
     assert late.errors["ttft_mean"] == pytest.approx(0.06)
+
+
+def test_a_client_that_waits_for_its_core_is_not_told_to_take_more_processes() -> None:
+    late = estimated(loop_lag_mean_ns=6 * MS, busiest_share=0.05, run_queue_wait_ns=620 * MS)
+    assert late.invalid[0].endswith(
+        "the client was the bottleneck. It used 5% of a core and waited for one 62% of the time, so more processes "
+        "will not help: leave it a core that nothing else uses, neither the engine's threads nor other work"
+    )
 
 
 def test_a_client_late_now_and_then_spoils_the_upper_percentile_only() -> None:
