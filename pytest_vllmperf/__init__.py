@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         ShareGPT,
         TraceReplay,
     )
-    from pytest_vllmperf.domain.quality import QualityTask
+    from pytest_vllmperf.domain.quality import QualityTask, ValidityLimits
     from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS
     from pytest_vllmperf.domain.records import LoadRun, RequestOutcome, RequestRecord
     from pytest_vllmperf.domain.report import Report
@@ -61,6 +61,7 @@ __all__ = [
     "Summary",
     "Thresholds",
     "TraceReplay",
+    "ValidityLimits",
     "Verdict",
     "VllmPerfError",
     "Workload",
@@ -87,7 +88,7 @@ _HOMES = {
         "ShareGPT",
         "TraceReplay",
     ),
-    "domain.quality": ("QualityTask",),
+    "domain.quality": ("QualityTask", "ValidityLimits"),
     "domain.quality_tasks": ("BUILT_IN_TASKS",),
     "domain.records": ("LoadRun", "RequestOutcome", "RequestRecord"),
     "domain.report": ("Report",),

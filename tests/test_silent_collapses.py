@@ -201,3 +201,24 @@ def test_prompts_that_arrive_whole_are_counted_and_believed():
 
     with chat_server(answer, tokenizes=True) as server:
         assert evaluate(engine(server.url), replace(LOCAL, canaries=False)).invalid == ()
+
+
+def test_a_cache_of_lm_evals_that_answers_for_another_model_is_noticed(tmp_path, monkeypatch):
+    """lm-eval's ``use_cache`` keys answers by the prompt alone: a model nobody serves "scored" as another one did."""
+    from lm_eval.api.model import CachingLM
+
+    from pytest_vllmperf.adapters import lm_eval_runner
+
+    score = lm_eval_runner.score
+    cached = str(tmp_path / "answers.db")
+    monkeypatch.setattr(
+        lm_eval_runner, "score", lambda loaded, model, ids: score(loaded, CachingLM(model, cached), ids)
+    )
+    good = Collapse("first", LOCAL, text("{working} The answer is {result}."), ("",))
+    assert evaluated(good).metrics["accuracy"].value == 1.0
+    bad = Collapse("second", LOCAL, text("I do not know."), ("",))
+    summary = evaluated(bad)
+    assert summary.metrics["accuracy"].value == 1.0  # of the other model
+    (reason,) = summary.invalid
+    assert "30 questions were to be asked, 0 requests were made and 30 answers scored" in reason
+    assert "did not come from this engine" in reason

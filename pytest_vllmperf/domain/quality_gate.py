@@ -154,10 +154,10 @@ def judge_answers(
     gained = sum(bool(c and not b) for b, c in zip(baseline, candidate, strict=True))
     p_value, most = _p_value(lost, gained), _largest_drop(lost, gained, n, beta * looks.share(n))
     outcome, told = _decided(p_value, most, n, tolerance=tolerance, looks=looks, alpha=alpha)
-    drop = (lost - gained) / n
+    change = (gained - lost) / n
     return AnswersVerdict(
         outcome=outcome,
-        change=-drop,
+        change=change,
         low=-most,
         lost=lost,
         gained=gained,
@@ -165,7 +165,7 @@ def judge_answers(
         n=n,
         next_look=looks.following(n) if outcome is Outcome.INCONCLUSIVE else None,
         alpha_spent=alpha * looks.spent(n),
-        reason=f"{-100 * drop:+.1f} points on {n} questions ({lost} lost, {gained} gained, p = {p_value:.2g}): {told}",
+        reason=f"{100 * change:+.1f} points on {n} questions ({lost} lost, {gained} gained, p = {p_value:.2g}): {told}",
     )
 
 
