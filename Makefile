@@ -9,7 +9,7 @@ TWIN   := ./.twins/Qwen2.5-7B-Instruct-twin
 export MODEL
 
 VERSIONS := 0.14.0 0.20.2 0.31.0
-.PHONY: suites suites-gpu quantization test test-compat test-random test-real test-versions fuzz docs lint clean help
+.PHONY: suites suites-gpu quantization test faults test-compat test-random test-real test-versions fuzz docs lint clean help
 
 help:            ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -27,6 +27,9 @@ quantization: $(READY) ## which quantization of the model to serve (opt-in, five
 
 test: $(READY) lint ## the project's own tests, one of them on real vLLM
 	$(VENV)/bin/python -m pytest tests/ $(ARGS)
+
+faults: $(READY) ## every row of the fault plan that needs no real vLLM, with the time each one took
+	$(VENV)/bin/python -m pytest tests/ -m 'fault_plan and not real_faults' -n 2 -rP --durations=0 $(ARGS)
 
 test-real: $(READY) ## kill, suspend and misconfigure real vLLM, hold its answers and its counts against what is true (minutes)
 	$(VENV)/bin/python -m pytest tests/test_real_faults.py tests/test_real_quality.py tests/test_real_load.py -m 'real_faults or real_quality or real_load' -rP $(ARGS)

@@ -1,6 +1,7 @@
 """Shared by all tests: pytester, and the fake engine as an EngineConfig's command."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,17 @@ pytest_plugins = ["pytester"]
 for _ignored, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_ignored) is signal.SIG_IGN:  # under nohup, or behind "&": children would ignore it as well
         signal.signal(_ignored, _handler)
+
+_ROW = re.compile(r"\b[LSCHVOXD]\d\d\b")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that name a row of the fault plan (docs/reliability.md) are found by it: ``-m fault_plan``."""
+    for item in items:
+        if _ROW.search(getattr(getattr(item, "obj", None), "__doc__", None) or ""):
+            item.add_marker("fault_plan")
+
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
 

@@ -47,6 +47,7 @@ def moments():
 
 
 def test_a_journal_loses_at_most_the_record_being_written(tmp_path, moments):
+    """D01."""
     payload = "v" * 40_000
     for place, delay_s in enumerate(moments):
         path = tmp_path / str(place) / "results.jsonl"
@@ -65,6 +66,7 @@ def test_a_journal_loses_at_most_the_record_being_written(tmp_path, moments):
 
 
 def test_history_loses_at_most_the_run_being_written_and_earlier_files_stay_as_they_were(tmp_path, moments):
+    """D01."""
     storage = tmp_path / "storage"
     storage.mkdir()
     content = {"datetime": "2026-01-01T00:00:00+00:00", "benchmarks": [], "machine_info": {"filling": ["x" * 99] * 999}}

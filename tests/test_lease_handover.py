@@ -33,6 +33,7 @@ def folder(tmp_path):
 
 
 def test_the_next_run_gets_the_gpu_once_the_last_process_of_a_killed_one_is_dead(folder):
+    """V09."""
     command = (sys.executable, "-c", OWNER, str(folder), *STUBBORN, str(folder / "told"))
     with subprocess.Popen(command) as owner:
         (traces,) = traces_in(folder / "told")

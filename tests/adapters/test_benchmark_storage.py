@@ -25,6 +25,7 @@ for number in range(500):
 
 
 def test_runs_that_save_at_once_under_one_name_lose_nothing(tmp_path):
+    """D02."""
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(ROOT), str(tmp_path / "store"), str(writer)])
         for writer in range(2)

@@ -398,6 +398,7 @@ OURS_WITHOUT_SAMPLES = {
     ],
 )
 def test_an_unreadable_file_is_skipped_with_a_warning_that_names_it(tmp_path, content, said):
+    """D03."""
     good = a_file(tmp_path / "Linux", "0001_good.json")
     bad = tmp_path / "Linux" / "0002_bad.json"
     bad.write_bytes(content)
