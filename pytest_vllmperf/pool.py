@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import os
-import secrets
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_vllmperf.adapters import engine_process, engine_state, startup_log
+from pytest_vllmperf.adapters import engine_process, startup_log
 from pytest_vllmperf.adapters.control_client import ControlClient, NoAnswer
 from pytest_vllmperf.adapters.host_budget import HostBudget
 from pytest_vllmperf.adapters.leases import HostLeases
 from pytest_vllmperf.adapters.model_files import twin_of
-from pytest_vllmperf.compiling import first_start_alone
 from pytest_vllmperf.controls import with_controls
 from pytest_vllmperf.device_release import DeviceRelease
 from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle
@@ -27,9 +20,11 @@ from pytest_vllmperf.domain.flag_traps import is_vllm
 from pytest_vllmperf.domain.needs import host_memory_bytes, shared_memory_bytes
 from pytest_vllmperf.domain.report import EngineReport
 from pytest_vllmperf.errors import EngineError, EngineExited, EngineUnavailable
-from pytest_vllmperf.keeping import Keeper, KeptProcess, Running, fingerprint
-from pytest_vllmperf.preflight import Checked, check_engine
-from pytest_vllmperf.starting import PortLost, Start, attach
+from pytest_vllmperf.keeping import Keeper, KeptProcess, fingerprint
+from pytest_vllmperf.launching import Launching
+from pytest_vllmperf.preflight import check_engine
+from pytest_vllmperf.slots import Slot
+from pytest_vllmperf.starting import attach
 
 if TYPE_CHECKING:
     from pytest_vllmperf.domain.environment import Environment
@@ -40,33 +35,10 @@ Progress = Callable[[str], None]
 
 _ANSWER_S = 10.0
 """How long a live engine may take to say that it is healthy."""
-_ENOUGH_DISK_BYTES = 2**30
 _SERVE_S = 30.0
 """How long an engine that nobody asks for anything may take for one token."""
 _DYING_S = 5.0
 """A vLLM server whose engine core died exits about 3 s later."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Slot:
-    """One engine of the matrix and what became of it."""
-
-    config: EngineConfig
-    launches: int = 0
-    process: Running | None = None
-    handle: EngineHandle | None = None
-    error: EngineError | None = None
-    gpu_uuids: tuple[str, ...] = ()
-    command: tuple[str, ...] = ()
-    log_path: Path | None = None
-    version: str | None = None
-    released: bool = False
-    checked: Checked = field(default_factory=Checked)
-    attached: bool = False
-    device_before: Mapping[str, int] = field(default_factory=dict)
-    fresh: bool = False
-    kept: bool = False
-    uses: int = 0
 
 
 class EnginePool:
@@ -100,13 +72,21 @@ class EnginePool:
         self._environment = environment
         self._keeper = keeper
         self._leases = leases or HostLeases(None)
-        self._directory = directory
-        self._ports = ports
         self._budget = budget or HostBudget(None)
-        self._hide = hide or (lambda _secret: None)
         self._tell = progress or (lambda _line: None)
         self._devices = DeviceRelease(self._tell)
-        self._slots = {name: _Slot(config=_as_launched(config, environment)) for name, config in engines.items()}
+        self._launching = Launching(
+            environment=environment,
+            directory=directory,
+            leases=self._leases,
+            budget=self._budget,
+            devices=self._devices,
+            ports=ports or engine_process.free_port,
+            hide=hide or (lambda _secret: None),
+            tell=self._tell,
+            stop=self._stop,
+        )
+        self._slots = {name: Slot(config=_as_launched(config, environment)) for name, config in engines.items()}
 
     def acquire(self, name: str) -> EngineHandle:
         """The live engine ``name``, launched on first use.
@@ -142,7 +122,7 @@ class EnginePool:
         slot.handle = with_controls(slot.handle)
         return slot.handle
 
-    def _bring_up(self, slot: _Slot) -> None:
+    def _bring_up(self, slot: Slot) -> None:
         """Launch the engine, or attach to one that somebody else runs; a failure is remembered."""
         slot.gpu_uuids = () if slot.config.url else self._take_gpus(slot)
         try:
@@ -163,15 +143,14 @@ class EnginePool:
             host, shared = host_memory_bytes(config), shared_memory_bytes(config)
             self._budget.reserve(config.name, host=host, shared=shared, waiting=self._tell)
 
-    def _keeps(self, slot: _Slot) -> bool:
+    def _keeps(self, slot: Slot) -> bool:
         """Whether the engine may come from an earlier run, and go on for the next. Experiments own their launches."""
         return self._keeper is not None and self._keeper.reuse and not slot.fresh and slot.config.url is None
 
-    def _reuse(self, slot: _Slot) -> bool:
+    def _reuse(self, slot: Slot) -> bool:
         """Take the engine an earlier run kept, if there is one; on a CPU it still waits for its turn."""
         assert self._keeper is not None
-        print_ = fingerprint(slot.config, device=self._environment.device, serve=slot.checked.serve)
-        found = self._keeper.find(slot.config, print_, [gpu.uuid for gpu in self._environment.gpus])
+        found = self._keeper.find(slot.config, self._fingerprint(slot), [gpu.uuid for gpu in self._environment.gpus])
         if found is None:
             return False
         slot.handle, kept = found
@@ -249,7 +228,7 @@ class EnginePool:
             EngineError: Another configuration has its name already.
         """
         resolved = _as_launched(config, self._environment)
-        slot = self._slots.setdefault(config.name, _Slot(config=resolved))
+        slot = self._slots.setdefault(config.name, Slot(config=resolved))
         if slot.config != resolved:
             raise EngineError(f"engine {config.name!r} is in this run already with another configuration; rename one")
 
@@ -278,56 +257,31 @@ class EnginePool:
     def reports(self) -> tuple[EngineReport, ...]:
         """What became of each engine that was asked for."""
         return tuple(
-            _report(slot) for slot in self._slots.values() if slot.launches or slot.attached or slot.uses or slot.error
+            slot.report() for slot in self._slots.values() if slot.launches or slot.attached or slot.uses or slot.error
         )
 
-    def _slot(self, name: str) -> _Slot:
+    def _slot(self, name: str) -> Slot:
         try:
             return self._slots[name]
         except KeyError:
             known = ", ".join(sorted(self._slots)) or "none"
             raise EngineError(f"engine {name!r} is not in the matrix; known: {known}") from None
 
-    def _attach(self, slot: _Slot) -> EngineHandle:
+    def _attach(self, slot: Slot) -> EngineHandle:
         slot.attached = True
         return attach(slot.config, device=self._environment.device, tell=self._tell)
 
-    def _launch(self, slot: _Slot) -> EngineHandle:
-        """Start it, and once more where the first start fell to something that need not happen again."""
-        number = f".{slot.launches + 1}" if slot.launches else ""
-        if self._keeps(slot):  # the next launch of that name must not cut off what a kept engine still writes
-            number = f".kept-{secrets.token_hex(4)}"
-        slot.log_path = self._directory / f"{slot.config.name}{number}.log"
-        if not any(other.launches for other in self._slots.values()):
-            self._reap_leftovers()
-            self._check_disk()
-        try:
-            return self._start(slot)
-        except EngineError as error:
-            log = startup_log.read_log(slot.log_path)
-            if isinstance(error, PortLost) or startup_log.port_was_taken(log):
-                self._tell(f"{slot.config.name}: its port was taken, trying another")
-                return self._start(slot)
-            if not startup_log.compile_cache_is_broken(log):
-                raise
-            self._tell(f"{slot.config.name}: the compile cache is broken, trying once more with an empty one")
-        return self._start(slot, fresh_cache=True)
+    def _launch(self, slot: Slot) -> EngineHandle:
+        print_, keeps = self._fingerprint(slot), self._keeps(slot)
+        handle, process = self._launching.launch(slot, fingerprint=print_, keeps=keeps)
+        if self._keeper and keeps:
+            slot.kept = self._keeper.keep(handle, process, print_, slot.gpu_uuids)
+        return handle
 
-    def _check_disk(self) -> None:
-        """A full disk loses logs and results; it is told before, not found out afterwards."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self._directory).free
-        if free < _ENOUGH_DISK_BYTES:
-            self._tell(f"only {free / 2**20:.0f} MiB are free in {self._directory}: logs and results may be cut short")
+    def _fingerprint(self, slot: Slot) -> str:
+        return fingerprint(slot.config, device=self._environment.device, serve=slot.checked.serve)
 
-    def _reap_leftovers(self) -> None:
-        """End what a run left whose guardians were killed with it: it holds memory, GPUs and time."""
-        for leftover in engine_state.reap_leftovers(engine_state.runtime_directory()):
-            text = f"ended processes an earlier run had left: {', '.join(map(str, leftover.killed)) or 'none'}"
-            survived = f"; these survived SIGKILL: {', '.join(map(str, leftover.survivors))}"
-            self._tell(text + (survived if leftover.survivors else ""))
-
-    def _take_gpus(self, slot: _Slot) -> tuple[str, ...]:
+    def _take_gpus(self, slot: Slot) -> tuple[str, ...]:
         """GPUs that no other engine of this pool has, once no other process uses them; on a CPU its turn."""
         uuids = tuple(gpu.uuid for gpu in self._environment.gpus)
         holders = {uuid: s.config.name for s in self._slots.values() if s.process for uuid in s.gpu_uuids}
@@ -353,94 +307,29 @@ class EnginePool:
         count = slot.config.gpus
         return self._leases.take(slot.config.name, gpus=free, count=count, waiting=make_room, sharing=asleep)
 
-    def _start(self, slot: _Slot, *, fresh_cache: bool = False) -> EngineHandle:
-        config, api_key = slot.config, secrets.token_urlsafe(32)
-        self._hide(api_key)
-        env = engine_process.child_environment(
-            config,
-            device=self._environment.device,
-            api_key=api_key,
-            gpu_uuids=slot.gpu_uuids,
-            base=os.environ,
-        )
-        if fresh_cache:
-            env["VLLM_CACHE_ROOT"] = tempfile.mkdtemp(prefix="vllmperf-cache-")
-            atexit.register(shutil.rmtree, env["VLLM_CACHE_ROOT"], ignore_errors=True)
-        print_ = fingerprint(config, device=self._environment.device, serve=slot.checked.serve)
-        with first_start_alone(config, env=env, fingerprint=print_, leases=self._leases, tell=self._tell):
-            handle, process = self._until_ready(slot, env, api_key)
-        if self._keeper and self._keeps(slot):
-            slot.kept = self._keeper.keep(handle, process, print_, slot.gpu_uuids)
-        return handle
-
-    def _until_ready(
-        self, slot: _Slot, env: Mapping[str, str], api_key: str
-    ) -> tuple[EngineHandle, engine_process.EngineProcess]:
-        config, log_path = slot.config, slot.log_path
-        assert log_path is not None  # set by _launch
-        port = (self._ports or engine_process.free_port)()
-        slot.command = engine_process.launch_command(config, port=port, serve=slot.checked.serve)
-        if not engine_process.is_port_free(port):
-            raise PortLost(f"engine {config.name!r}: port {port} was taken before the launch")
-        device_before = self._devices.before(slot.gpu_uuids)
-        started_ns = time.monotonic_ns()
-        try:
-            state_path = engine_state.new_state_path(engine_state.runtime_directory())
-            leases = (*self._leases.descriptors(config.name), *self._budget.descriptors(config.name))
-            process = engine_process.EngineProcess(
-                slot.command, env=env, log_path=log_path, state_path=state_path, leases=leases
-            )
-            slot.process = process
-        except EngineError as error:
-            raise EngineError(f"engine {config.name!r}: {error}") from error
-        slot.launches += 1
-        slot.device_before = device_before
-        start = Start(
-            config=config,
-            device=self._environment.device,
-            process=process,
-            port=port,
-            api_key=api_key,
-            started_ns=started_ns,
-            tell=self._tell,
-            gpu_uuids=slot.gpu_uuids,
-            device_before=device_before,
-            env=env,
-        )
-        try:
-            self._tell(f"{config.name}: starting (pid {process.pid}, log {log_path})")
-            return start.until_ready(), process
-        except EngineError:
-            self._stop_quietly(slot, lease=False)
-            raise
-        except BaseException:  # Ctrl-C while starting must not leave it running either
-            self._stop(slot)
-            raise
-
-    def _failure(self, kind: type[EngineError], slot: _Slot, what: str) -> EngineError:
+    def _failure(self, kind: type[EngineError], slot: Slot, what: str) -> EngineError:
         headline = f"engine {slot.config.name!r} {what}"
         if slot.log_path is None or slot.handle is None:  # a server somebody else runs: its log is theirs
             return kind(f"{headline} (url={slot.config.url!r})")
         return kind(startup_log.describe_failure(headline, log_path=slot.log_path, secret=slot.handle.api_key))
 
-    def _give_back(self, slot: _Slot) -> None:
+    def _give_back(self, slot: Slot) -> None:
         """Let others have the GPUs, or the CPU, and the engine itself where it is kept."""
         self._leases.give_back(slot.config.name)
         self._budget.give_back(slot.config.name)
         if self._keeper is not None:
             self._keeper.give_back(slot.config.name)
 
-    def _stop_quietly(self, slot: _Slot, *, lease: bool = True) -> None:
+    def _stop_quietly(self, slot: Slot) -> None:
         """Stop an engine that failed: what goes wrong now must not hide why it failed, and is told instead."""
         try:
             self._stop(slot)
         except EngineError as error:
             self._tell(f"{slot.config.name}: {error}")
         finally:
-            if lease:
-                self._give_back(slot)
+            self._give_back(slot)
 
-    def _stop(self, slot: _Slot) -> None:
+    def _stop(self, slot: Slot) -> None:
         """End its processes, then wait for its GPUs: the next engine finds them as this one did.
 
         Raises:
@@ -467,7 +356,7 @@ def _as_launched(config: EngineConfig, environment: Environment) -> EngineConfig
     return replace(here, args={**here.args, "load-format": "dummy"})
 
 
-def _sleeps(slot: _Slot) -> bool:
+def _sleeps(slot: Slot) -> bool:
     """Whether an engine has given its GPUs away and only waits to be woken up."""
     return slot.handle is not None and slot.handle.controls is not None and slot.handle.controls.asleep
 
@@ -485,31 +374,3 @@ def _problem(handle: EngineHandle, *, serves: bool) -> str:
             except EngineError:
                 return ""  # it answers; what was wrong with the requests is told elsewhere
     return ""
-
-
-def _report(slot: _Slot) -> EngineReport:
-    state = "measured"
-    if slot.error is not None:
-        state = "skipped" if isinstance(slot.error, EngineUnavailable) else "failed"
-    return EngineReport(
-        name=slot.config.name,
-        model=slot.config.model_name,
-        state=state,
-        reason=str(slot.error) if slot.error else None,
-        command=slot.command,
-        env=dict(slot.config.env),
-        version=slot.version,
-        log_path=str(slot.log_path) if slot.launches or slot.uses else None,
-        launches=slot.launches,
-        warnings=(*slot.checked.warnings, *_twin_warning(slot.config.model), *_reuse_warning(slot.uses)),
-        reused=slot.uses > 0,
-    )
-
-
-def _reuse_warning(uses: int) -> tuple[str, ...]:
-    return (f"served {uses} earlier runs (--vllmperf-reuse): results are no baseline",) if uses else ()
-
-
-def _twin_warning(model: str) -> tuple[str, ...]:
-    of = twin_of(model)
-    return () if of is None else (f"shape twin of {of}: dummy weights; speed and memory are real, answers are not",)
