@@ -103,6 +103,7 @@ class _Fsspec:
         self.url = url
 
     def names(self) -> frozenset[str]:
+        self.system.invalidate_cache()  # listings are kept for a process's life: others may have pushed since
         found = self._do(lambda: self.system.glob(f"{self.root.rstrip('/')}/*/*.json"))
         relative = ("/".join(PurePosixPath(path).parts[-2:]) for path in found)
         return frozenset(name for name in relative if _NAME.fullmatch(name))
@@ -113,8 +114,17 @@ class _Fsspec:
 
     def add(self, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
-            self._do(lambda name=name: self.system.makedirs(self._path(name).rpartition("/")[0], exist_ok=True))
-            self._do(lambda name=name, content=content: self.system.pipe_file(self._path(name), content))
+            self._do(lambda name=name, content=content: self._write(self._path(name), content))
+
+    def _write(self, path: str, content: bytes) -> None:
+        """Write one file. Folders are made where there are such, buckets never: a name mistyped would become one."""
+        try:
+            self.system.pipe_file(path, content)
+        except FileNotFoundError:
+            if not self.system.exists(PurePosixPath(path).parts[0]):
+                raise
+            self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self.system.pipe_file(path, content)
 
     def _path(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}"

@@ -39,7 +39,7 @@ def move(action: str, project: Path, where: str, *arguments: str) -> int:
     return cli.main(["history", action, where, "-C", str(project), *arguments])
 
 
-@pytest.fixture(params=["folder", "git", "git from anywhere", "fsspec"])
+@pytest.fixture(params=["folder", "git", "git from anywhere", "fsspec", "fsspec with folders"])
 def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A remote of each kind, empty; each project of a test reaches it by the same name."""
     for name, value in GIT.items():
@@ -48,6 +48,8 @@ def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         return str(tmp_path / "share")
     if request.param == "fsspec":
         return f"memory://{tmp_path.name}/history"
+    if request.param == "fsspec with folders":
+        return f"file://{tmp_path}/not there yet/history"
     git(tmp_path, "init", "--quiet", "--bare", "central.git")
     if request.param == "git":
         for name in ("one", "two", "three"):
