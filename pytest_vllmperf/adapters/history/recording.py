@@ -1,53 +1,29 @@
-"""History in pytest-benchmark's storage; the only importer of pytest-benchmark's insides.
+"""Handing metrics to pytest-benchmark, as if it had measured them.
 
-pytest-benchmark has no public way to record a value it did not time itself, so metrics are appended
-to its session as ``Metadata`` objects, right before it saves: from then on its JSON, ``list`` and
-``compare`` treat them as their own. It knows seconds only, and "lower is better" only:
-
-- Its terminal table leaves our metrics out, because the run's own table shows them with units,
-  direction and verdict. With ``--benchmark-compare`` they stay in, and each group's header names the
-  true unit. (``--benchmark-histogram`` then draws only those in seconds; it cannot label others.)
-- The ``pytest-benchmark compare`` command asks ``./conftest.py`` alone for hooks. Import
-  :func:`pytest_benchmark_scale_unit` there for true units; without it everything reads as seconds.
-- ``--benchmark-compare-fail`` takes a higher throughput for a regression.
+It has no public way to record a value it did not time itself, so metrics are appended to its session as ``Metadata``
+objects, right before it saves: from then on its JSON, ``list`` and ``compare`` treat them as their own.
 """
 
 from __future__ import annotations
 
 import importlib
-import itertools
 import math
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from pytest_vllmperf.adapters.history.stored import SCHEMA, SCHEMA_KEY, StoredMetric, StoredRun
+from pytest_vllmperf.adapters.history.tables import HOOKS_NAME, hooks
 from pytest_vllmperf.domain.metrics import Metric, metric
 from pytest_vllmperf.domain.report import plain
 from pytest_vllmperf.errors import HistoryError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pytest_vllmperf.domain.summary import MetricValue, Summary
 
-__all__ = [
-    "StoredMetric",
-    "StoredRun",
-    "StoredRuns",
-    "as_stored",
-    "earlier_runs",
-    "prepare",
-    "pytest_benchmark_scale_unit",
-    "record",
-    "run_as_file",
-    "stored_runs",
-]
-
-_SCHEMA_KEY = "vllmperf_schema"
-"""Marks a benchmark as one of ours in ``extra_info``; its value is the version of the keys beside it."""
-_SCHEMA = 1
+__all__ = ["as_stored", "prepare", "record", "run_as_file"]
 
 
 def prepare(config: Any) -> None:
@@ -63,8 +39,8 @@ def prepare(config: Any) -> None:
             "history cannot be kept: the plugin pytest-benchmark is not loaded; remove '-p no:benchmark' "
             "(or add '-p pytest_benchmark.plugin' where PYTEST_DISABLE_PLUGIN_AUTOLOAD is set)"
         )
-    if not config.pluginmanager.has_plugin(_HOOKS_NAME):
-        config.pluginmanager.register(_hooks(), _HOOKS_NAME)
+    if not config.pluginmanager.has_plugin(HOOKS_NAME):
+        config.pluginmanager.register(hooks(), HOOKS_NAME)
 
 
 def record(config: Any, summaries: Sequence[Summary], *, extra: Mapping[str, object]) -> None:
@@ -200,7 +176,7 @@ def _extra_info(
     info: dict[str, object] = {
         **extra,
         "outcomes": _own_outcomes(outcomes, definition, summary) if isinstance(outcomes, Mapping) else {},
-        _SCHEMA_KEY: _SCHEMA,
+        SCHEMA_KEY: SCHEMA,
         "metric": value.name,
         "unit": definition.unit,
         "better": definition.better,
@@ -259,200 +235,3 @@ def _benchmark(entry: _Entry) -> Any:
     for sample in entry.samples:
         benchmark.update(sample)
     return benchmark
-
-
-_HOOKS_NAME = "vllmperf-history"
-_PLURALS = {"B": "byte", "ratio": "ratio", "count": "count"}
-"""pytest-benchmark prints "time in {prefix}s": what stands before that s for units that do not end in it."""
-
-
-def pytest_benchmark_scale_unit(
-    config: Any, unit: str, benchmarks: Sequence[Any], best: Any, worst: Any, sort: str
-) -> tuple[str, float]:
-    """The header's unit of one group: the metric's own, unscaled, where it is not seconds."""
-    units = {(bench.get("extra_info") or {}).get("unit", "s") for bench in benchmarks}
-    if units == {"s"}:
-        of_seconds = _insides("plugin").pytest_benchmark_scale_unit
-        prefix, factor = of_seconds(config=config, unit=unit, benchmarks=benchmarks, best=best, worst=worst, sort=sort)
-        return str(prefix), float(factor)
-    if unit == "operations":
-        return "", 1.0
-    if len(units) > 1:
-        return "mixed unit", 1.0
-    (only,) = units
-    return _PLURALS.get(only, only.removesuffix("s")), 1.0
-
-
-def _hooks() -> Any:
-    """The hooks of pytest-benchmark this module answers, as a plugin object."""
-    from pluggy import HookimplMarker
-
-    hookimpl = HookimplMarker("pytest")
-
-    class Hooks:
-        """Stable machine facts, and a terminal table that says nothing wrong about our metrics."""
-
-        @hookimpl
-        def pytest_benchmark_scale_unit(
-            self, config: Any, unit: str, benchmarks: Sequence[Any], best: Any, worst: Any, sort: str
-        ) -> tuple[str, float] | None:
-            if all(_SCHEMA_KEY not in (bench.get("extra_info") or {}) for bench in benchmarks):
-                return None  # ordinary benchmarks: whoever else answers
-            return pytest_benchmark_scale_unit(config, unit, benchmarks, best, worst, sort)
-
-        @hookimpl
-        def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:
-            _forget_clock_speed(machine_info)
-
-        @hookimpl(wrapper=True)
-        def pytest_benchmark_group_stats(self, config: Any) -> Generator[None, Any, Any]:
-            return _groups_shown((yield), config)
-
-    return Hooks()
-
-
-def _forget_clock_speed(machine_info: dict[str, Any]) -> None:
-    """Drop the momentary clock of the CPU: it differs at every start and makes every comparison warn."""
-    cpu = machine_info.get("cpu")
-    if isinstance(cpu, dict):
-        for key in [key for key in cpu if str(key).startswith("hz_")]:
-            del cpu[key]
-
-
-def _groups_shown(groups: Sequence[tuple[Any, list[Any]]], config: Any) -> list[tuple[Any, list[Any]]]:
-    comparing = bool(config.getoption("benchmark_compare"))
-    drawing = bool(config.getoption("benchmark_histogram"))
-
-    def shown(bench: Any) -> bool:
-        info = bench.get("extra_info") or {}
-        return _SCHEMA_KEY not in info or (comparing and (info["unit"] == "s" or not drawing))
-
-    kept = [(name, [bench for bench in benchmarks if shown(bench)]) for name, benchmarks in groups]
-    return [(name, benchmarks) for name, benchmarks in kept if benchmarks]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredMetric:
-    """One metric of a stored run; ``samples`` are in ``unit``. ``extra_info`` is all that was stored with it."""
-
-    fullname: str
-    metric: str
-    unit: str
-    engine: str
-    workload: str
-    samples: tuple[float, ...]
-    extra_info: Mapping[str, object]
-
-    @property
-    def usable_as_baseline(self) -> bool:
-        """True for a sound value of a whole run that did not fail, break off or measure quickly."""
-        return self.extra_info.get("baseline") is True and not self.extra_info.get("invalid")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredRun:
-    """One file of the storage. ``datetime`` is ISO 8601, as written."""
-
-    path: Path
-    datetime: str
-    machine_info: Mapping[str, object]
-    commit_info: Mapping[str, object]
-    metrics: tuple[StoredMetric, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredRuns:
-    """Every readable run, oldest first, and one sentence for each file that had to be skipped."""
-
-    runs: tuple[StoredRun, ...]
-    warnings: tuple[str, ...]
-
-
-def earlier_runs(config: Any, *, at_most: int) -> StoredRuns:
-    """The latest runs stored where this one goes; none where pytest-benchmark does not store in files."""
-    storage = getattr(getattr(config, "_benchmarksession", None), "storage", None)
-    folder = getattr(storage, "path", None)
-    return StoredRuns(runs=(), warnings=()) if folder is None else stored_runs(folder, at_most=at_most)
-
-
-def stored_runs(storage: Path, *, at_most: int | None = None) -> StoredRuns:
-    """Read a storage folder (``.benchmarks``) back. Ordinary benchmarks in its files are passed over.
-
-    A file that is truncated, is not JSON or lacks something is skipped with a warning that names it.
-    A storage that does not exist holds no runs. With ``at_most`` only that many of the latest are kept, and
-    of each folder no more files are read.
-    """
-    runs: list[StoredRun] = []
-    warnings: list[str] = []
-    numbered = [*storage.glob("[0-9]*_*.json"), *storage.glob("*/[0-9]*_*.json")]
-    numbered.sort(key=lambda path: (path.parent, path.name))
-    folders = itertools.groupby(numbered, key=lambda path: path.parent)
-    latest = [path for _, files in folders for path in list(files)[-at_most if at_most else None :]]
-    for path in latest:
-        try:
-            runs.append(_stored_run(path))
-        except (OSError, ValueError) as error:  # noqa: PERF203 - one bad file must not hide the others
-            warnings.append(f"history file {path} was skipped, it cannot be read: {error}; remove or restore it")
-    runs = _oldest_first(runs)
-    return StoredRuns(runs=tuple(runs[-at_most if at_most else None :]), warnings=tuple(warnings))
-
-
-def _oldest_first(runs: Sequence[StoredRun]) -> list[StoredRun]:
-    """By time between folders, and by their numbers within one: a clock that was set back changes no order."""
-    latest: dict[Path, str] = {}
-    moments = []
-    for run in runs:  # within a folder by number already
-        latest[run.path.parent] = max(run.datetime, latest.get(run.path.parent, ""))
-        moments.append((latest[run.path.parent], run))
-    return [run for _, run in sorted(moments, key=lambda pair: pair[0])]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _FileStats:
-    data: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _FileBenchmark:
-    fullname: str
-    stats: _FileStats
-    extra_info: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _File:
-    datetime: str
-    benchmarks: tuple[_FileBenchmark, ...]
-    machine_info: dict[str, object] = field(default_factory=dict)
-    commit_info: dict[str, object] = field(default_factory=dict)
-
-
-def _stored_run(path: Path) -> StoredRun:
-    import msgspec
-
-    content = msgspec.json.decode(path.read_bytes(), type=_File)
-    return StoredRun(
-        path=path,
-        datetime=content.datetime,
-        machine_info=content.machine_info,
-        commit_info=content.commit_info,
-        metrics=tuple(_stored_metric(b) for b in content.benchmarks if _SCHEMA_KEY in b.extra_info),
-    )
-
-
-def _stored_metric(benchmark: _FileBenchmark) -> StoredMetric:
-    info = benchmark.extra_info
-    lacking = [key for key in ("metric", "unit", "engine", "workload") if not isinstance(info.get(key), str)]
-    if lacking:
-        raise ValueError(f"benchmark {benchmark.fullname!r} lacks {', '.join(lacking)} in its extra_info")
-    if not benchmark.stats.data:
-        raise ValueError(f"benchmark {benchmark.fullname!r} has no samples")
-    return StoredMetric(
-        fullname=benchmark.fullname,
-        metric=info["metric"],
-        unit=info["unit"],
-        engine=info["engine"],
-        workload=info["workload"],
-        samples=benchmark.stats.data,
-        extra_info=info,
-    )
