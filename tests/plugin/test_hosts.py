@@ -58,7 +58,7 @@ def hosts(project, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(project.path / "lib"), str(ROOT))))
     with ExitStack() as stack:
 
-        def start(*wanted: tuple[str, str]) -> list[str]:
+        def start(*wanted: tuple[str, str], workers: int = 1) -> list[str]:
             specs = []
             for name, cpu in wanted:
                 port, own = free_port(), project.path / f"of-{name}"
@@ -73,7 +73,8 @@ def hosts(project, monkeypatch):
                 stack.callback(server.kill)
                 while not listening(port):
                     assert server.poll() is None
-                specs += ["--px", f"id={name}//socket=127.0.0.1:{port}", "--tx", f"popen//via={name}"]
+                specs += ["--px", f"id={name}//socket=127.0.0.1:{port}//execmodel=thread"]
+                specs += ["--tx", f"{workers}*popen//via={name}"]
             return specs
 
         yield start
@@ -81,13 +82,14 @@ def hosts(project, monkeypatch):
 
 def test_two_hosts_launch_each_engine_once_and_say_where_it_ran(project, hosts):
     project.write(engines=[{"name": name} for name in ("one", "two", "three")], suite=SUITE)
-    result = project.run("-d", *hosts(("host-a", "Same"), ("host-b", "Same")), "-v")
+    result = project.run("-d", *hosts(("host-a", "Same"), ("host-b", "Same"), workers=2), "--vllmperf-share-cpu", "-v")
     assert result.ret == 0, result.stdout.str() + result.stderr.str()
     result.assert_outcomes(passed=6)
     assert project.launches() == {"one": 1, "two": 1, "three": 1}
     ran_on = {engine["name"]: engine["warnings"][-1] for engine in project.report["engines"]}
     here = project.report["environment"]["host"]
     assert set(ran_on.values()) == {f"ran on {name} (CPU Same), not on {here}" for name in ("host-a", "host-b")}
+    result.stdout.fnmatch_lines(["created: 4/4 workers"])
     for name in ("host-a", "host-b"):
         assert not list((project.path / f"of-{name}" / "pytest-vllmperf").glob("*.json")), "its engines are gone"
     (stored,) = project.history
