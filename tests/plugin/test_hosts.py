@@ -82,7 +82,7 @@ def hosts(project, monkeypatch):
 
 def test_two_hosts_launch_each_engine_once_and_say_where_it_ran(project, hosts):
     project.write(engines=[{"name": name} for name in ("one", "two", "three")], suite=SUITE)
-    result = project.run("-d", *hosts(("host-a", "Same"), ("host-b", "Same"), workers=2), "--vllmperf-share-cpu", "-v")
+    result = project.run("-d", *hosts(("host-a", "Same"), ("host-b", "Same"), workers=2), "-v")
     assert result.ret == 0, result.stdout.str() + result.stderr.str()
     result.assert_outcomes(passed=6)
     assert project.launches() == {"one": 1, "two": 1, "three": 1}
