@@ -65,15 +65,41 @@ class Comparison:
 
     def announce(self, pair_s: float | None) -> str:
         """What is going to be launched; ``pair_s`` is how long a pair is expected to take, None where nothing tells."""
-        least, most = self.looks.at[0], self.looks.budget
+        least, most = self._pairs_to_look
         what = ", ".join(self.limits)
         took = "" if pair_s is None else f", about {_minutes(least * pair_s)} to {_minutes(most * pair_s)}"
         again = ", and as many again for what fails (--vllmperf-confirm)" if self.confirm else ""
         unknown = "; the first pair will tell how long that takes" if pair_s is None else ""
         return (
-            f"{self.name}: {2 * least} to {2 * most} launches{took}{again}: pairs in ABBA order, looks after "
-            f"{', '.join(map(str, self.looks.at))} pairs, on {what}{unknown}"
+            f"{self.name}: {2 * least} to {2 * most} launches{took}{again}: pairs in ABBA order, {self._looks_told}, "
+            f"on {what}{unknown}"
         )
+
+    @property
+    def only_answers(self) -> bool:
+        """Whether nothing but answers is judged, which is done after each pair: more questions with every one."""
+        tasks = {what.name for what in self.asked if isinstance(what, QualityTask)}
+        return set(self.limits) <= tasks
+
+    @property
+    def _question_looks(self) -> tuple[int, ...]:
+        """Questions after which answers are judged, of the task that has most of them."""
+        tasks = [what for what in self.asked if isinstance(what, QualityTask)]
+        plans = [question_looks(task.questions or QUESTION_LOOKS.budget).at for task in tasks]
+        return max(plans, key=len, default=())[: self.pairs]
+
+    @property
+    def _pairs_to_look(self) -> tuple[int, int]:
+        """Pairs until the first look, and to the last."""
+        return (1, len(self._question_looks)) if self.only_answers else (self.looks.at[0], self.looks.budget)
+
+    @property
+    def _looks_told(self) -> str:
+        answers = f"at answers after {', '.join(map(str, self._question_looks))} questions, one look for each pair"
+        if self.only_answers:
+            return f"looks {answers}"
+        looks = f"looks after {', '.join(map(str, self.looks.at))} pairs"
+        return f"{looks} (and {answers})" if self._question_looks else looks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +251,8 @@ class _Gate:
         return tuple(verdicts)
 
     def _tell(self, number: int, decided: int, total: int, pair_s: float) -> None:
-        left = [look - number for look in self.plan.looks.at if look > number]
+        looks = (number + 1,) if self.plan.only_answers else self.plan.looks.at
+        left = [look - number for look in looks if look > number]
         more = f"; a pair takes {_minutes(pair_s)}, {_minutes(left[0] * pair_s)} to the next look" if left else ""
         self.progress(f"{self.plan.name}: {number} pairs, {decided} of {total} metrics decided{more}")
 

@@ -46,8 +46,8 @@ def open_journal(run: Session) -> JournalWriter:
 
 def take(run: Session, state: RunState, report: Any, *, other_failure: bool) -> None:
     """Take over what a test's ``report`` carries, and write it down."""
-    from pytest_vllmperf.conclusion import fingerprint
-    from pytest_vllmperf.sending import Evidence
+    from pytest_vllmperf.conclusion import conditions_of, fingerprint, subject_of
+    from pytest_vllmperf.sending import Evidence, builtins_only
 
     state.ordinary_failures += other_failure
     worker = getattr(report, "worker_id", "main")
@@ -57,8 +57,13 @@ def take(run: Session, state: RunState, report: Any, *, other_failure: bool) -> 
         evidence = Evidence.from_builtins(sent)
         state.uses_engines = True
         run.add_evidence(evidence, worker=worker)
-        prints = {f"{s.engine}/{s.workload}": fingerprint(run, s) for s in evidence.summaries.values()}
-        line |= {"found": sent, "fingerprints": prints}
+        measured = {f"{s.engine}/{s.workload}": s for s in evidence.summaries.values()}
+        line |= {
+            "found": sent,
+            "fingerprints": {name: fingerprint(run, s) for name, s in measured.items()},
+            "conditions": {name: conditions_of(run, s) for name, s in measured.items()},
+            "subjects": run.redactor.clean_all(builtins_only({n: subject_of(run, s) for n, s in measured.items()})),
+        }
     if state.journal is None and state.checked:
         state.journal = open_journal(run)
     if state.journal is not None:

@@ -58,6 +58,8 @@ class _Source:
     evidence: Evidence
     launches: dict[tuple[str, str], int]
     fingerprints: dict[str, str]
+    conditions: dict[str, dict[str, str]]
+    subjects: dict[str, dict[str, object]]
     failures: int
     started_at: dt.datetime
 
@@ -115,7 +117,7 @@ def _source(journal: Journal) -> _Source:
     from pytest_vllmperf.domain.thresholds import Thresholds
 
     evidence, launches = Evidence(), {}
-    prints: dict[str, str] = {}
+    told: dict[str, dict[str, Any]] = {"fingerprints": {}, "conditions": {}, "subjects": {}}
     try:
         register([CustomMetric(**{**own, "better": Better(own["better"])}) for own in journal.start["metrics"]])
         for line in journal.tests:
@@ -123,14 +125,17 @@ def _source(journal: Journal) -> _Source:
                 found = Evidence.from_builtins(line["found"])
                 launches.update({(line["worker"], e.name): e.launches for e in found.engines.values()})
                 evidence.add(found)
-                prints |= line["fingerprints"]
+                for what, by_measurement in told.items():
+                    by_measurement.update(line[what])
         return _Source(
             journal=journal,
             environment=msgspec.convert(journal.start["environment"], Environment),
             limits=msgspec.convert(journal.start["limits"], Thresholds),
             evidence=evidence,
             launches=launches,
-            fingerprints=prints,
+            fingerprints=told["fingerprints"],
+            conditions=told["conditions"],
+            subjects=told["subjects"],
             failures=sum(bool(line.get("other_failure")) for line in journal.tests),
             started_at=dt.datetime.fromisoformat(journal.start["started_at"]),
         )
@@ -282,5 +287,7 @@ def _stored(sources: Sequence[_Source], part: Sequence[tuple[_Source, Evidence]]
             quick=quick,
             no_baseline=quick or any(engine.reused for engine in everything.engines.values()),
             fingerprints={key: value for source, _ in part for key, value in source.fingerprints.items()},
+            conditions={key: value for source, _ in part for key, value in source.conditions.items()},
+            subjects={key: value for source, _ in part for key, value in source.subjects.items()},
         ),
     )

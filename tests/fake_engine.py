@@ -267,6 +267,8 @@ async def _until(at_ns: int) -> None:
 def _script(engine: Engine, request: dict[str, object], *, chat: bool, shape: str) -> Script:
     options = engine.options
     answer = options.fake_answer if chat else None
+    if answer and "{question}" in answer:
+        answer = answer.replace("{question}", str(request["messages"][-1]["content"]))
     words = tuple(f" {word}" for word in answer.split()) if answer else (" tok",)
     words = (words[0][1:], *words[1:]) if answer else words
     asked = int(request.get("max_completion_tokens") or request.get("max_tokens") or 16)
@@ -321,7 +323,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--fake-shape-after", type=int, default=0, metavar="N", help="the first N requests are well behaved"
     )
-    parser.add_argument("--fake-answer", metavar="TEXT")
+    parser.add_argument("--fake-answer", metavar="TEXT", help="{question} in it is what was asked")
     parser.add_argument("--fake-version", default="0.0.0+fake")
     parser.add_argument("--fake-log", metavar="FILE", help="what to write into the log at start")
     parser.add_argument("--fake-server-info", metavar="JSON")

@@ -35,7 +35,10 @@ def lines(path):
 def values(path):
     """Everything a history file holds that does not change from run to run."""
     benchmarks = json.loads(path.read_text())["benchmarks"]
-    kept = ("metric", "unit", "better", "engine", "workload", "model", "kind", "hardware", "fingerprint", "baseline")
+    kept = (
+        *("metric", "unit", "better", "engine", "workload", "model", "kind", "hardware", "fingerprint"),
+        *("conditions", "subject", "baseline"),
+    )
     lasting = (b for b in benchmarks if not b["extra_info"]["metric"].startswith("steady_"))  # found in some short runs
     return {b["fullname"]: (b["group"], *map(b["extra_info"].get, kept)) for b in lasting}
 
