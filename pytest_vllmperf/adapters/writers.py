@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import textwrap
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_vllmperf.domain.report import headline, plain, rows
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from pytest_vllmperf.domain.report import EngineReport, Report, Row
     from pytest_vllmperf.domain.section import Forest, Section, Table
+    from pytest_vllmperf.domain.summary import Summary
     from pytest_vllmperf.domain.thresholds import Verdict
 
 __all__ = ["SCHEMA_VERSION", "report_schema", "terminal_table", "write_json", "write_markdown"]
@@ -65,7 +67,11 @@ def report_schema() -> dict[str, Any]:
 
 
 def write_json(report: Report, path: Path) -> None:
-    """Write the whole report, raw samples included, as JSON without NaN.
+    """Write the whole report as JSON without NaN, a list of numbers on one line.
+
+    Samples are there as measured, but of what has more samples than the measurement has requests (gaps between
+    tokens) at most 1 001 stand for all: the smallest, the largest and those at even steps of rank between them.
+    Their number, ``n``, is that of all. Every gap is in the history.
 
     The file appears whole or not at all; an earlier one stays until then.
 
@@ -79,12 +85,40 @@ def write_json(report: Report, path: Path) -> None:
         **_fields(report),
     }
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1)
-    _write(path, text + "\n")
+    _write(path, _LISTS_OF_NUMBERS.sub(_on_one_line, text) + "\n")
+
+
+_LISTS_OF_NUMBERS = re.compile(r"(?<=\[)\n(?: +(?:null|-?[0-9][0-9.eE+-]*),?\n)+ *(?=\])")
+"""A list of numbers as ``json.dumps`` indents it. No text looks like it: inside of one a line break is escaped."""
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    return ", ".join(found.group().replace(",", " ").split())
 
 
 def _fields(report: Report) -> dict[str, object]:
-    fields = plain(report)
+    slim = replace(report, summaries=tuple(_thinned(summary) for summary in report.summaries))
+    fields = plain(slim)
     return fields if isinstance(fields, dict) else {}
+
+
+_MOST_SAMPLES = 1001
+
+
+def _thinned(summary: Summary) -> Summary:
+    """``summary`` with at most ``_MOST_SAMPLES`` of what is measured many times in each request."""
+    most = max(summary.requests, _MOST_SAMPLES)
+    many = {name: value for name, value in summary.metrics.items() if len(value.samples) > most}
+    if not many:
+        return summary
+    thin = {name: replace(value, samples=_at_even_ranks(value.samples)) for name, value in many.items()}
+    return replace(summary, metrics={**summary.metrics, **thin})
+
+
+def _at_even_ranks(samples: Sequence[float]) -> tuple[float, ...]:
+    ordered = sorted(samples)
+    last = len(ordered) - 1
+    return tuple(ordered[round(i * last / (_MOST_SAMPLES - 1))] for i in range(_MOST_SAMPLES))
 
 
 def _headline(report: Report) -> str:

@@ -385,8 +385,8 @@ def axis(values):
     """The linear axis a plot without limits has."""
     high = max(values) * 1.04
     if min(values) >= 1e-9 and min(values) > 0.4 * high:
-        low = min(values) - 0.1 * (high - min(values))
-        return low, high if high > low + 1e-9 else low + 1.0
+        span = max(high / 1.04 - min(values), 1e-9)
+        return min(values) - 0.08 * span, high / 1.04 + 0.04 * span
     return 0.0, high if high > 1e-9 else 1.0
 
 

@@ -3,12 +3,14 @@
 import csv
 import http.server
 import json
+import re
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 import report_samples as sample
 import tomlkit
@@ -18,7 +20,9 @@ from pytest_vllmperf.adapters import prometheus_text, writers
 from pytest_vllmperf.adapters.github_actions import annotation_commands, append_step_summary, limit_line
 from pytest_vllmperf.adapters.request_tables import COLUMNS, requests_path, write_requests
 from pytest_vllmperf.domain.report import Report
+from pytest_vllmperf.domain.summary import metric_values
 from pytest_vllmperf.errors import ConfigError
+from pytest_vllmperf.recall import find_report
 from pytest_vllmperf.reporting import DEFAULT_FORMATS, parse_formats, write_reports
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
@@ -252,6 +256,44 @@ def test_more_than_github_shows_are_counted(report: Report) -> None:
     errors = [c for c in annotation_commands(replace(report, verdicts=many), ACTIONS) if c.startswith("::error")]
     assert len(errors) == 10
     assert errors[-1] == "::error title=vllmperf::… and 22 more errors in the report"
+
+
+# ---------------------------------------------------------------------------- size
+
+
+def with_gaps(report: Report, samples: tuple[float, ...]) -> Report:
+    """``report`` with these gaps between tokens in its first measurement."""
+    first = report.summaries[0]
+    gaps = metric_values(distributions={"itl": list(samples)}, scalars={})
+    return replace(report, summaries=(replace(first, metrics={**first.metrics, **gaps}), *report.summaries[1:]))
+
+
+def test_gaps_between_tokens_are_thinned_and_nothing_else(report: Report, tmp_path: Path) -> None:
+    gaps = np.random.default_rng(1).lognormal(-4, 0.5, 40_000)
+    whole = with_gaps(report, tuple(gaps.tolist()))
+    writers.write_json(whole, tmp_path / "report.json")
+    read = find_report(str(tmp_path / "report.json"), directory=tmp_path, storage=tmp_path / "none")
+    assert read.verdicts == whole.verdicts
+    kept = read.summaries[0].metrics["itl"]
+    assert (kept.n, len(kept.samples)) == (40_000, 1001)
+    for share in (0, 0.01, 0.5, 0.9, 0.99, 1):
+        assert np.quantile(kept.samples, share) == pytest.approx(np.quantile(gaps, share), rel=0.01)
+    assert read.summaries[0].metrics["itl_p99"] == whole.summaries[0].metrics["itl_p99"]
+    assert replace(read.summaries[0], metrics={**read.summaries[0].metrics, "itl": None}) == replace(
+        whole.summaries[0],
+        metrics={**whole.summaries[0].metrics, "itl": None},
+        facts=read.summaries[0].facts,
+    )
+    assert (tmp_path / "report.json").stat().st_size < 150_000
+
+
+def test_lists_of_numbers_take_one_line_and_texts_that_look_like_them_stay(report: Report, tmp_path: Path) -> None:
+    trap = "[\n 1,\n 2\n]"
+    writers.write_json(sample.with_text(with_gaps(report, (0.1, 0.2)), lambda text: trap + text), tmp_path / "r.json")
+    text = (tmp_path / "r.json").read_text(encoding="utf-8")
+    assert '"samples": [0.1, 0.2]' in text
+    assert json.loads(text)["summaries"][0]["workload"] == trap + "burst"
+    assert not re.search(r"^ +[0-9.e-]+,?$", text, re.MULTILINE)
 
 
 # ---------------------------------------------------------------------------- which

@@ -1,10 +1,9 @@
 """A Report as one HTML file that needs nothing else: no network, no font, no library.
 
-The page is a Jinja2 template; its plots are SVG computed here. Plotting libraries were passed over because
-they and the page's content security policy exclude each other: it allows exactly one script and one style
-sheet, by their hashes, and no style attribute. matplotlib's SVG is made of style attributes, and Plotly's
-support for policies without inline styles is an open issue (plotly.js #7543). SVG also prints sharply, takes
-light and dark from the same style sheet as the text, and draws before any script runs.
+The page is a Jinja2 template; its plots are SVG computed here. Plotting libraries were measured against it and passed
+over (docs/plots.md): the page's content security policy allows exactly one script and one style sheet, by their
+hashes, and no style attribute. SVG also prints sharply, takes light and dark from the same style sheet as the text,
+and draws before any script runs.
 """
 
 from __future__ import annotations

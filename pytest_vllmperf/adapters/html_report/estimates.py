@@ -23,7 +23,7 @@ __all__ = [
 FOREST_WIDTH = 300
 SCATTER_WIDTH, SCATTER_HEIGHT = 600, 340
 _ROOM = 0.08
-_FLAT = 1e-12
+_LEAST = 0.02
 _LINE = 20
 """Units between two labels of a scatter, so that none covers another."""
 _LETTER = 11
@@ -155,9 +155,12 @@ def scatter_figure(scatter: Scatter) -> ScatterFigure | None:
 
 
 def _axis(values: Sequence[float], unit: str) -> Axis:
-    """An axis with room around the values; a share of a whole ends at 100 %."""
+    """An axis with room around the values, at least as wide as makes a small difference look small.
+
+    A share of a whole ends at 100 %.
+    """
     low, high = min(values), max(values)
-    room = _ROOM * (high - low) if high - low > _FLAT * max(abs(high), 1e-30) else _ROOM * abs(high) or 1.0
+    room = max(_ROOM * (high - low), _LEAST * abs(high)) or 1.0
     top = high + 2 * room
     return Axis(
         low=max(0.0, low - 2 * room) if low >= 0 else low - 2 * room,

@@ -23,7 +23,8 @@ _SHORTEST = 1e-9
 """A clock in nanoseconds knows nothing shorter; no axis needs to be finer."""
 _CROWDED = 0.4
 """Curves that all lie beyond this share of an axis from zero get an axis that begins near them."""
-_LEFT = 0.1
+_LEFT, _RIGHT = 0.08, 0.04
+_HEADROOM = 1.04
 _LIMIT_REACH = 1.5
 """A limit up to this many times the largest sample stretches the axis; one further away is only named."""
 
@@ -136,13 +137,14 @@ def _axis(curves: Sequence[np.ndarray], limits: Sequence[float]) -> Axis:
     largest = max(float(values[-1]) for values in curves)
     smallest = min(float(values[0]) for values in curves)
     near = [limit for limit in limits if limit <= _LIMIT_REACH * largest]
-    high = max([largest, *near]) * 1.04
+    high = max([largest, *near]) * _HEADROOM
     median = min(float(np.median(values)) for values in curves)
     if smallest >= _SHORTEST and largest > _LOG_FROM * median:
         return Axis(low=min([smallest, *(limit for limit in near if limit >= _SHORTEST)]) * 0.9, high=high, log=True)
-    low = min(0.0, smallest)
     if smallest >= _SHORTEST and smallest > _CROWDED * high:
-        low = smallest - _LEFT * (high - smallest)
+        span = max(high / _HEADROOM - smallest, _SHORTEST)
+        return Axis(low=smallest - _LEFT * span, high=high / _HEADROOM + _RIGHT * span, log=False)
+    low = min(0.0, smallest)
     return Axis(low=low, high=high if high > low + _SHORTEST else low + 1.0, log=False)
 
 
