@@ -15,11 +15,12 @@ import socket
 import struct
 import sys
 import time
+from functools import cache
 from typing import Any, Protocol
 
 from pytest_vllmperf.load.alarm import Attention
 
-__all__ = ["KernelClock", "StampedProtocol", "StampedTransport", "connect_stamped", "kernel_stamps"]
+__all__ = ["KernelClock", "StampedProtocol", "StampedTransport", "connect_stamped"]
 
 _SO_TIMESTAMPNS = 35
 """Python has no name for it; the number is that of these architectures (asm-generic/socket.h)."""
@@ -28,6 +29,7 @@ _TIMESPEC = struct.Struct("@qq")
 _CMSG_SPACE = 64
 _READ_BYTES = 16_384
 _TIGHT_NS = 5_000
+_TRIES, _TRY_AGAIN_S = 100, 0.001
 _BILLION = 1_000_000_000
 _LATE_NS = 500_000
 """A read that is less late came when it was due."""
@@ -35,11 +37,6 @@ _LONGEST_LATE_NS = 300 * _BILLION
 """More than that is no delay: somebody has set the wall clock."""
 
 _now = time.monotonic_ns
-
-
-def kernel_stamps() -> bool:
-    """Whether this system stamps what arrives."""
-    return sys.platform == "linux" and platform.machine() in _MACHINES
 
 
 class KernelClock:
@@ -50,11 +47,13 @@ class KernelClock:
     long nobody was reading.
     """
 
-    __slots__ = ("attention", "offset_ns")
+    __slots__ = ("attention", "offset_ns", "works")
 
     def __init__(self) -> None:
         self.attention = Attention()
         self.offset_ns = 0
+        self.works = _stamps_arrivals()
+        """Whether this system stamps what arrives."""
         self.look()
 
     def look(self) -> None:
@@ -69,6 +68,35 @@ class KernelClock:
                 self.offset_ns = wall - (before + after) // 2
             if best < _TIGHT_NS:
                 return
+
+
+@cache
+def _stamps_arrivals() -> bool:
+    """Whether a socket was seen to get a stamp.
+
+    The kernel begins to stamp a moment after the first socket asks for it, and ends with the last: the one of this
+    trial stays open for the life of the process.
+    """
+    if sys.platform != "linux" or platform.machine() not in _MACHINES:
+        return False
+    try:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname(), timeout=1) as sender,
+            server.accept()[0] as receiver,
+        ):
+            receiver.settimeout(1)
+            receiver.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+            for _ in range(_TRIES):
+                sender.send(b"?")
+                _, told, _, _ = receiver.recvmsg(1, _CMSG_SPACE)
+                if any(kind == _SO_TIMESTAMPNS for _, kind, _ in told):
+                    os.dup(receiver.fileno())
+                    return True
+                time.sleep(_TRY_AGAIN_S)
+    except OSError:
+        pass
+    return False
 
 
 class StampedProtocol(Protocol):

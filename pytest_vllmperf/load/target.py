@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pytest_vllmperf.load.connection import Connection
 from pytest_vllmperf.load.exchange import Exchange
-from pytest_vllmperf.load.stamped_transport import KernelClock, connect_stamped, kernel_stamps
+from pytest_vllmperf.load.stamped_transport import KernelClock, connect_stamped
 
 __all__ = ["Carrier", "Target", "proxy_for"]
 
@@ -48,7 +48,7 @@ class Target:
     """Where requests go.
 
     ``tls`` is None for plain HTTP, ``proxy`` None for the straight way, ``clock`` None where arrivals bear no stamps of
-    the kernel: through TLS or a proxy it stamps what is not yet understood, and elsewhere than on Linux nothing.
+    the kernel: what comes through TLS or a proxy is not what it stamps, and not every system stamps at all.
     """
 
     host: str
@@ -65,8 +65,9 @@ class Target:
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError(f"base_url {base_url!r} must look like http://host:port or https://host:port")
         tls = ssl.create_default_context() if secure else None
-        clock = KernelClock() if not secure and proxy is None and kernel_stamps() else None
-        return cls(host=url.hostname, port=url.port or (443 if secure else 80), tls=tls, proxy=proxy, clock=clock)
+        clock = None if secure or proxy is not None else KernelClock()
+        stamped = clock if clock is not None and clock.works else None
+        return cls(host=url.hostname, port=url.port or (443 if secure else 80), tls=tls, proxy=proxy, clock=stamped)
 
     async def connect(self, on_end: Ended) -> Carrier:
         """A connection of its own, ready to send.
