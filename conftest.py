@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_vllmperf import BUILT_IN_TASKS, EngineConfig
+from pytest_vllmperf import BUILT_IN_TASKS, EngineConfig, ServiceLevel, Workload
 from pytest_vllmperf.adapters.history import pytest_benchmark_scale_unit  # noqa: F401 - units in `pytest-benchmark compare`
 
 BUNDLED = Path(__file__).parent / "suites" / "models" / "tinymath"
@@ -38,6 +38,22 @@ def pytest_vllmperf_engines(config):
     ]
 
 
+def pytest_vllmperf_workloads(config):
+    """Beside the built-in ones: what `pytest suites/ -m capacity` sends, and what its users put up with."""
+    level = ServiceLevel(ttft_s=1.0, tpot_s=0.05)
+    return [
+        Workload(
+            name="chat",
+            input_tokens=256,
+            output_tokens=64,
+            requests=1000,
+            requests_on_cpu=120,
+            max_concurrency=64,
+            service_level=level,
+        )
+    ]
+
+
 def pytest_vllmperf_quality_tasks(config):
     if asks_for_quantization(config):
         task = BUILT_IN_TASKS["gsm8k" if os.environ.get("MODEL") else "tinymath"]
@@ -58,7 +74,9 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Opt-in: five engines more would make a run of all suites too long."""
+    """Opt-in: five engines more, or a dozen loads of each, would make a run of all suites too long."""
+    if collection_path.name == "test_capacity.py":
+        return "capacity" not in config.option.markexpr or None
     return (collection_path.name == "test_quantization.py" and not asks_for_quantization(config)) or None
 
 

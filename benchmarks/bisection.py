@@ -3,7 +3,7 @@
 Each run is the product's own search (gates, repeats, confirmation). Launches of ``--simulated`` runs draw their TPOT
 (launch sd 1.2 %, within 1.42 %); otherwise each launch is a process of the reference server with real requests.
 
-    python benchmarks/bisection.py [--runs 50] [--jobs 6] [--simulated] [--step 0.1]
+    python benchmarks/bisection.py [--runs 50] [--jobs 3] [--simulated] [--step 0.1] [--minutes 9]
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROW = tuple(
     for place in range(PLACES)
 )
 SERVER = (
-    *("--ttft-ms", "15", "--tpot-ms", "20", "--launch-sd", "0.012", "--ar1-sd", "0.03", "--ar1-phi", "0.7"),
+    *("--ttft-ms", "15", "--tpot-ms", "40", "--launch-sd", "0.012", "--ar1-sd", "0.03", "--ar1-phi", "0.7"),
     *("--jitter-sd", "0.02"),
 )
 
@@ -59,7 +59,10 @@ class Simulated:
         return Launch(engine=engine.name, number=1, version=None, summaries={"load": summary})
 
 
-def one_run(seed: int, *, simulated: bool, step: float) -> dict[str, object]:
+def one_run(seed: int, *, simulated: bool, step: float, until: float) -> dict[str, object] | None:
+    """One search; None where the time was up before it began."""
+    if time.time() > until:
+        return None
     first_bad = 1 + int(np.random.default_rng(seed).integers(PLACES - 1))
     if simulated:
         launcher: Simulated | ReferenceLauncher = Simulated(seed, first_bad, step)
@@ -83,14 +86,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--first", type=int, default=0, help="the first seed, to split the runs over several calls")
-    parser.add_argument("--jobs", type=int, default=6)
+    parser.add_argument("--jobs", type=int, default=3, help="beside each other; they must not starve")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no search is begun after this long")
     parser.add_argument("--step", type=float, default=0.10)
     parser.add_argument("--simulated", action="store_true")
     options = parser.parse_args()
     began = time.monotonic()
     seeds = range(options.first, options.first + options.runs)
     with ProcessPoolExecutor(options.jobs) as pool:
-        runs = list(pool.map(partial(one_run, simulated=options.simulated, step=options.step), seeds))
+        until = time.time() + 60 * options.minutes
+        search = partial(one_run, simulated=options.simulated, step=options.step, until=until)
+        runs = [run for run in pool.map(search, seeds) if run is not None]
     for run in runs:
         if not run["right"]:
             print(("WRONG: " if run["wrong"] else "") + str(run["sentence"]))

@@ -84,6 +84,27 @@ def vllm_measure(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> C
 
 
 @pytest.fixture
+def vllm_capacity(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> Callable[..., Summary]:
+    """``vllm_capacity("chat")`` searches the largest request rate that keeps the workload's service level.
+
+    The Summary's ``capacity_rps`` is the rate at which 99 % of the requests still meet ``Workload.service_level``;
+    limits judge it by its interval. Each probe is an open loop of the workload's ``requests``; the search starts at
+    its ``request_rate``, or without one below what a closed loop at ``max_concurrency`` takes. There are 12 loads at
+    most; ``sweep`` names shares of the capacity measured besides, for the throughput-latency curve in the report.
+    """
+    session = request.config.stash[SESSION]
+
+    def search_once(workload: str | Workload, *, sweep: tuple[float, ...] | None = None) -> Summary:
+        from pytest_vllmperf.probing import capacity_once
+
+        asked = session.workload(workload)
+        _skip_unselected(session, asked.name)
+        return capacity_once(session, vllm_engine, asked, sweep=sweep, evidence=_evidence(request.node))
+
+    return _plain_errors(search_once)
+
+
+@pytest.fixture
 def vllm_start_up(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> Summary:
     """How the engine's launch went: ``time_to_ready`` and ``first_request_ttft``."""
     from pytest_vllmperf.measurement import start_up_summary

@@ -133,8 +133,8 @@ def _add_judging_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--vllmperf-budget",
         metavar="DURATION",
-        help='Time an attribution may take, such as "45 min": it makes fewer launches to keep to it. '
-        "Default: as long as its plan needs.",
+        help='Time an attribution, or the search for a capacity, may take, such as "45 min": it makes fewer launches, '
+        "or loads, to keep to it. Default: as long as its plan needs.",
     )
     group.addoption(
         "--vllmperf-pairs",

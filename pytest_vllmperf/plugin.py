@@ -17,6 +17,7 @@ from pytest_vllmperf.fixtures import (  # noqa: F401 - fixtures are found in the
     vllm_attribute,
     vllm_attribution,
     vllm_beside,
+    vllm_capacity,
     vllm_check,
     vllm_compare,
     vllm_comparison,

@@ -20,6 +20,7 @@ from pytest_vllmperf.errors import ConfigError, EngineConfigError, VllmPerfError
 from pytest_vllmperf.sending import Evidence, Sender
 
 if TYPE_CHECKING:
+    from pytest_vllmperf.capacity import FoundCapacity
     from pytest_vllmperf.comparison import Compared
     from pytest_vllmperf.domain.custom_metrics import CustomMetric
     from pytest_vllmperf.domain.engine import EngineHandle
@@ -116,6 +117,7 @@ class Session:
     proofs: dict[str, Proof] = field(default_factory=dict)
     launches: dict[tuple[str, str], int] = field(default_factory=dict)
     comparisons: dict[str, Compared | VllmPerfError] = field(default_factory=dict)
+    capacities: dict[tuple[str, str], tuple[Summary, FoundCapacity]] = field(default_factory=dict)
     loose: list[Summary] = field(default_factory=list)
     limits_sent: str | None = None
     sender: Sender = field(default_factory=Sender)
@@ -259,9 +261,8 @@ class Session:
         from pytest_vllmperf.domain.status import show
         from pytest_vllmperf.experiment import measured_on
 
-        uses = self.pool.uses(handle.name)
-        if uses and isinstance(asked, Workload):  # the prompts of earlier runs are in a reused engine's prefix cache
-            asked = replace(asked, seed=asked.seed + _OTHER_PROMPTS * uses)
+        if isinstance(asked, Workload):
+            asked = self.fresh(handle, asked)
         try:
             return measured_on(
                 handle,
@@ -277,6 +278,11 @@ class Session:
             )
         finally:
             show(self.progress, None)  # whatever happened: pytest's next word needs a line of its own
+
+    def fresh(self, handle: EngineHandle, workload: Workload) -> Workload:
+        """``workload`` with prompts that no earlier run has left in a reused engine's prefix cache."""
+        uses = self.pool.uses(handle.name)
+        return replace(workload, seed=workload.seed + _OTHER_PROMPTS * uses) if uses else workload
 
     def _request_table(self, engine: str, workload: str) -> Callable[[LoadRun], None]:
         """Writes the requests of a load run; of an engine launched several times the latest launch's stay."""

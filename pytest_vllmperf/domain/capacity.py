@@ -6,12 +6,13 @@ together, while a queue stands, in few and long episodes; mere counts of them wo
 far too narrow. So the upper tail of the uses is fitted, over all probes at once, with the tail of a queue in heavy
 traffic: exponential, and the steeper the more of the capacity is spare (Kingman 1962)::
 
-    ln P(use > u, rate r) = ln(1 - target) + k - k(r) u + 2 d,   k(r) = k exp(-g d),   d = ln(r / capacity)
+    ln P(use > u, rate r) = ln(1 - target) + k - k(r) u + b d,   k(r) = k exp(-g d),   d = ln(r / capacity)
 
-so that at u = 1 and d = 0 exactly 1 - target of the requests exceed it. Capacity, k and g lie on a grid with even
-weights, and the likelihood is divided by the spread of the episodes' lengths (that of a compound Poisson process,
-E[length²] / E[length]). Probes find a bracket first, then go where the posterior of the capacity has its middle
-(stochastic bisection, after Waeber, Frazier and Henderson 2013), until it is narrow and another probe inside it agreed.
+so that at u = 1 and d = 0 exactly 1 - target of the requests exceed it; b is how much more often a request meets a
+queue at all when the rate grows. Capacity, k, g and b lie on a grid with even weights, and the likelihood is divided by
+the spread of the episodes' lengths (that of a compound Poisson process, E[length²] / E[length]). Probes find a bracket
+first, then go where the posterior of the capacity has its middle (stochastic bisection, after Waeber, Frazier and
+Henderson 2013), until it is narrow and another probe inside it agreed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pytest_vllmperf.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Capacity", "CapacitySearch", "Probe", "knee"]
+__all__ = ["Capacity", "CapacitySearch", "CurvePoint", "Probe", "knee"]
 
 _CREDIBLE = 0.95
 _OPENING = 0.1
@@ -34,13 +35,20 @@ _OPENING = 0.1
 _HOPELESS = 0.25
 """Beyond this share of misses a probe only says that its rate is too high: a queue without end has no level."""
 _STEP = 1.3
-"""From probe to probe, as long as one side of the bracket is missing."""
+"""From probe to probe, as long as one side of the bracket is missing; squared from the third such step on."""
 _LULL = 20
 """So many requests in a row below the threshold end an episode."""
 _TAIL = 0.85
 """The fitted tail begins where this share of the uses is reached, and at 1 at the latest."""
 _LOWEST_THRESHOLD = 0.3
 _BINS = 5
+_PLACES = 121
+_STEEPNESS, _SPARE = (1.5, 40, 14), (0.5, 25, 12)
+"""Geometric grids of k and g: coarser ones bias the capacity by several per cent where the evidence is sharp."""
+_BUSIER = (2.0, 6.0)
+"""Values of b: with few slots a queue is there more often gradually, with many all at once (Halfin and Whitt 1981)."""
+_CALM = 5.0
+"""Probes with up to so many times 1 - target of misses tell the spread of episodes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +106,28 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """One point of the throughput-latency curve: an open loop at one rate.
+
+    Args:
+        rate: Asked for, req/s.
+        requests: Sent.
+        met: Share of the counted requests that met the service level.
+        request_throughput, output_throughput: What came out, req/s and tok/s; None where nothing did.
+        ttft_mean, tpot_mean, e2el_mean: Means in seconds, from the intended send; None where nothing completed.
+    """
+
+    rate: float
+    requests: int
+    met: float
+    request_throughput: float | None
+    output_throughput: float | None
+    ttft_mean: float | None
+    tpot_mean: float | None
+    e2el_mean: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CapacitySearch:
     """Which rate to probe next, and what all probes say.
 
@@ -142,10 +172,10 @@ class CapacitySearch:
             return None
         good, bad = self._sides(probes)
         if not bad:
-            following = self._capped(max(good) * _STEP)
+            following = self._capped(max(good) * _stride(good))
             return following if following > max(good) else None
         if not good:
-            return min(bad) / _STEP
+            return min(bad) / _stride(bad)
         median, low, high = self._posterior(probes)
         if self._half_width(median, low, high) <= self.precision and self._confirmed(probes, low, high):
             return None
@@ -208,35 +238,51 @@ class CapacitySearch:
         import numpy as np
 
         logs = [math.log(p.rate) for p in probes]
-        places = np.linspace(min(logs) - 0.3, max(logs) + 0.3, 401)
-        steepness, spare = np.geomspace(1.5, 40, 14)[None, :, None], np.geomspace(0.5, 25, 16)[None, None, :]
-        thresholds, spread = _thresholds(probes)
-        support = np.zeros((len(places), steepness.size, spare.size))
+        places = np.linspace(min(logs) - 0.3, max(logs) + 0.3, _PLACES)
+        steepness = np.geomspace(*_STEEPNESS)[None, :, None, None]
+        spare = np.geomspace(*_SPARE)[None, None, :, None]
+        busier = np.array(_BUSIER)[None, None, None, :]
+        thresholds = _thresholds(probes)
+        support = np.zeros((len(places), steepness.size, spare.size, busier.size))
+        spread = self._spread(probes, thresholds[0])
         for probe, log in zip(probes, logs, strict=True):
-            apart = np.clip(log - places, -1.5, 1.5)[:, None, None]
+            apart = np.clip(log - places, -1.5, 1.5)[:, None, None, None]
             here = steepness * np.exp(-np.clip(spare * apart, -4, 4))
-            at_limit = math.log(1 - self.target) + steepness - here + 2 * apart
+            at_limit = math.log(1 - self.target) + steepness - here + busier * apart
             shares = [np.exp(np.clip(at_limit + here * (1 - u), -25, -1e-6)) for u in thresholds]
             support += _likelihood(probe, thresholds, shares) / spread
-        density = np.exp(support - support.max()).sum(axis=(1, 2))
+        density = np.exp(support - support.max()).sum(axis=(1, 2, 3))
         cumulative = np.cumsum(density) / density.sum()
         tail = (1 - _CREDIBLE) / 2
         low, median, high = (float(np.exp(np.interp(q, cumulative, places))) for q in (tail, 0.5, 1 - tail))
         return median, low, high
 
+    def _spread(self, probes: Sequence[Probe], threshold: float) -> float:
+        """E[length²] / E[length] of the episodes, by the probes near the capacity: beyond it they run into each other.
 
-def _thresholds(probes: Sequence[Probe]) -> tuple[tuple[float, ...], float]:
-    """Where the fitted tail is cut into bins (the last threshold is 1), and the spread of its episodes."""
+        One spread for all probes: weighing each by its own would believe the lucky ones more.
+        """
+        allowed = max(_CALM * (1 - self.target), min(p.missed for p in probes))
+        lengths = [n for p in probes if p.missed <= allowed for n in p.episodes(threshold)]
+        total = sum(lengths)
+        return max(1.0, sum(n * n for n in lengths) / total) if total else 1.0
+
+
+def _stride(side: Sequence[float]) -> float:
+    """How far to go on: a start that is far off must not use the probes up."""
+    return _STEP if len(side) < 3 else _STEP**2
+
+
+def _thresholds(probes: Sequence[Probe]) -> tuple[float, ...]:
+    """Where the fitted tail is cut into bins; the last threshold is 1."""
     import numpy as np
 
     near = [p for p in probes if p.missed < _HOPELESS] or list(probes)
     closest = sorted(near, key=lambda p: p.rate)[-6:]
     uses = np.concatenate([p.counted for p in closest])
     lowest = min(1.0, max(_LOWEST_THRESHOLD, float(np.quantile(uses, _TAIL, method="lower"))))
-    lengths = np.array([length for p in near for length in p.episodes(lowest)], dtype=float)
-    spread = float((lengths**2).sum() / lengths.sum()) if lengths.size else 1.0
     thresholds = np.linspace(lowest, 1.0, _BINS) if lowest < 1 else np.ones(1)
-    return tuple(float(u) for u in thresholds), max(1.0, spread)
+    return tuple(float(u) for u in thresholds)
 
 
 def _likelihood(probe: Probe, thresholds: Sequence[float], shares: Sequence[np.ndarray]) -> np.ndarray:

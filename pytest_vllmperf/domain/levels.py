@@ -11,6 +11,7 @@ from pytest_vllmperf.domain.metrics import Better, judgeable_metric
 from pytest_vllmperf.domain.quality_gate import FLOOR_ERROR, judge_floor
 from pytest_vllmperf.domain.summary import Replicates, Summary
 from pytest_vllmperf.domain.thresholds import Interval, Limit, Outcome, Verdict, judge
+from pytest_vllmperf.domain.units import format_quantity
 
 __all__ = ["judge_level", "undecided"]
 
@@ -18,6 +19,7 @@ __all__ = ["judge_level", "undecided"]
 def judge_level(summary: Summary, metric: str, limit: Limit | None, *, launches: int = 1) -> Verdict:
     """Judge one metric of one measurement against an absolute limit, as surely as its replicates allow.
 
+    - A capacity: by the interval its search ended with, which may have no upper end.
     - Answers: by the exact binomial bounds of the share of right ones; INCONCLUSIVE where they straddle the floor.
     - Several launches: by Student's t bounds over launches, at the looks of ``launches``.
     - Several rounds of one launch: likewise, at one look. What differs from launch to launch is not covered.
@@ -28,6 +30,9 @@ def judge_level(summary: Summary, metric: str, limit: Limit | None, *, launches:
     """
     entry = judgeable_metric(metric)
     verdict = judge(summary, metric, limit)
+    if summary.kind == "capacity":
+        asked = limit is not None and limit.minimum is not None and not summary.invalid and metric == _SEARCHED
+        return _by_search(summary, verdict, limit) if asked and limit is not None else verdict
     if summary.kind == "quality":
         asked = limit is not None and verdict.outcome in (Outcome.PASS, Outcome.FAIL)
         return _by_answers(summary, verdict, limit) if asked and limit is not None else verdict
@@ -38,6 +43,11 @@ def judge_level(summary: Summary, metric: str, limit: Limit | None, *, launches:
     if metric not in replicates.values or replicates.samples[metric] < entry.minimum_samples:
         return verdict
     return _by_replicates(verdict, limit, replicates, launches=launches)
+
+
+_SEARCHED = "capacity_rps"
+_SEARCH_CONFIDENCE = 0.975
+"""Of each end of a 95 % interval."""
 
 
 def undecided(verdict: Verdict, *, launches: int) -> bool:
@@ -61,6 +71,35 @@ def _by_replicates(verdict: Verdict, limit: Limit, replicates: Replicates, *, la
         else Interval(low=found.low, high=found.high, confidence=found.confidence, n=found.n, replicate=replicates.kind)
     )
     return replace(verdict, outcome=found.outcome, reason=found.reason, value=found.value, interval=interval)
+
+
+def _by_search(summary: Summary, verdict: Verdict, limit: Limit) -> Verdict:
+    """A floor of a capacity. A search that never met the upper side of its bracket still knows a lower bound."""
+    low, high = (_number(summary.facts.get(f"{_SEARCHED}_{end}")) for end in ("low", "high"))
+    floor, label = limit.minimum, judgeable_metric(_SEARCHED).label
+    assert floor is not None  # judge_level asks for it
+    ends = [format_quantity(end, unit="req/s") if end is not None else "…" for end in (low, high)]
+    shown = f"{label} {format_quantity(verdict.value, unit='req/s')} [{ends[0]}, {ends[1]}]"
+    if low is not None and low >= floor:
+        outcome, reason = Outcome.PASS, f"{shown} meets {limit.text}"
+    elif high is not None and high < floor:
+        outcome, reason = Outcome.FAIL, f"{shown} falls below {limit.text}"
+    else:
+        outcome = Outcome.INCONCLUSIVE
+        reason = f"{shown} does not tell on which side of {limit.text} the engine is; give each probe more requests"
+    probes = summary.facts.get("probes")
+    interval = Interval(
+        low=low,
+        high=high,
+        confidence=_SEARCH_CONFIDENCE,
+        n=probes if isinstance(probes, int) else 0,
+        replicate="probe",
+    )
+    return replace(verdict, outcome=outcome, reason=reason, interval=interval, launches=1)
+
+
+def _number(fact: object) -> float | None:
+    return float(fact) if isinstance(fact, (int, float)) else None
 
 
 def _by_answers(summary: Summary, verdict: Verdict, limit: Limit) -> Verdict:

@@ -152,6 +152,13 @@ METRICS: dict[str, Metric] = {
         _scalar("request_throughput", "req/s", _HIGH, 0.05, "completed requests / (last token event - first dispatch)"),
         _scalar("peak_output_throughput", "tok/s", _HIGH, 0.05, "output tokens of the best 1 s window / 1 s"),
         _scalar("goodput", "req/s", _HIGH, 0.05, "requests meeting every stated service level / window"),
+        _scalar(
+            "capacity_rps",
+            "req/s",
+            _HIGH,
+            0.10,
+            "largest arrival rate at which 99 % of the requests meet every stated service level, by search",
+        ),
         _scalar("error_rate", "ratio", _LOW, 0.0, "failed requests / requests"),
         _scalar("kv_cache_usage_peak", "ratio", _NEITHER, 0.10, "largest kv_cache_usage_perc the server published"),
         _scalar(

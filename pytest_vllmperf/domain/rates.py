@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from pytest_vllmperf.domain.records import LoadRun, RequestRecord, time_per_output_token_s
+from pytest_vllmperf.domain.records import LoadRun, RequestRecord, latency_s
 from pytest_vllmperf.domain.stats import peak_window_rate
 from pytest_vllmperf.domain.workload import ServiceLevel
 
-__all__ = ["goodput", "peak_output_throughput", "throughput", "window_s"]
+__all__ = ["goodput", "peak_output_throughput", "service_uses", "throughput", "window_s"]
 
 _NS = 1e-9
 
@@ -59,11 +60,25 @@ def goodput(
 
 def _meets(record: RequestRecord, level: ServiceLevel, *, open_loop: bool) -> bool:
     """True when a request met every latency asked of it; one that cannot be computed is not met."""
-    written = record.written_ns if record.written_ns is not None else record.dispatched_ns
-    origin = record.intended_ns if open_loop else written
-    measured = (
-        (level.ttft_s, (record.event_ns[0] - origin) * _NS),
-        (level.tpot_s, time_per_output_token_s(record)),
-        (level.e2el_s, (record.event_ns[-1] - origin) * _NS),
-    )
-    return all(asked is None or (seen is not None and seen <= asked) for asked, seen in measured)
+    return _use(record, level, open_loop=open_loop) <= 1
+
+
+def service_uses(run: LoadRun, level: ServiceLevel, *, open_loop: bool) -> tuple[float, ...]:
+    """What each request took of the service level, in the order of sending: the largest of latency / limit.
+
+    Above 1 it missed the level; infinite where it failed, or a latency asked about cannot be computed.
+    """
+    sent = sorted(run.records, key=lambda record: record.intended_ns)
+    uses = [_use(r, level, open_loop=open_loop) if r.succeeded else math.inf for r in sent]
+    return (*uses, *([math.inf] * run.abandoned))
+
+
+def _use(record: RequestRecord, level: ServiceLevel, *, open_loop: bool) -> float:
+    asked = {"ttft": level.ttft_s, "tpot": level.tpot_s, "e2el": level.e2el_s}
+    largest = 0.0
+    for name, limit in asked.items():
+        if limit is None:
+            continue
+        seen = latency_s(record, name, open_loop=open_loop)
+        largest = max(largest, math.inf if seen is None else seen / limit)
+    return largest

@@ -15,7 +15,7 @@ from pytest_vllmperf.domain.records import (
 )
 from pytest_vllmperf.domain.stats import reduce_samples
 
-__all__ = ["Distortion", "distortion"]
+__all__ = ["BOTTLENECK", "Distortion", "distortion"]
 
 _SHARE = 0.045
 """An error of 5 % is too much; a little less is suspected, as it is estimated from samples."""
@@ -138,17 +138,21 @@ def _usual_gap_s(records: Sequence[RequestRecord]) -> float | None:
     return reduce_samples(gaps, "p50")
 
 
+BOTTLENECK = "the client was the bottleneck"
+"""In every reason that lies in the client alone."""
+
+
 def _advice(client: ClientHealth) -> str:
     """What helps: processes where it had its fill of work, cores where others had them."""
     waited_ns = client.run_queue_wait_ns
     if client.busiest_share < _HALF_CORE and waited_ns is not None:
         waited = waited_ns / max(1, client.wall_ns)
         return (
-            f"the client was the bottleneck. It used {client.busiest_share:.0%} of a core and waited for one "
+            f"{BOTTLENECK}. It used {client.busiest_share:.0%} of a core and waited for one "
             f"{waited:.0%} of the time, so more processes will not help: leave it a core that nothing else uses, "
             "neither the engine's threads nor other work"
         )
     return (
-        "the client was the bottleneck. Give it more processes (Workload(workers=…)), or cores that nobody else uses, "
+        f"{BOTTLENECK}. Give it more processes (Workload(workers=…)), or cores that nobody else uses, "
         "or ask for less load"
     )

@@ -65,7 +65,8 @@ class Summary:
     Args:
         engine: Name of the engine.
         workload: Name of the workload, quality task, or ``startup``.
-        kind: What was done: ``load``, ``quality``, ``startup``, or ``custom`` for what a test recorded itself.
+        kind: What was done: ``load``, ``quality``, ``startup``, ``capacity`` for a search of the largest rate, or
+            ``custom`` for what a test recorded itself.
         model: The engine's model name, as limits match it.
         description: One line about what was asked.
         requests, completed: Requests (or questions) sent, and answered completely.
@@ -83,7 +84,7 @@ class Summary:
 
     engine: str
     workload: str
-    kind: Literal["load", "quality", "startup", "custom"]
+    kind: Literal["load", "quality", "startup", "capacity", "custom"]
     model: str
     description: str
     requests: int

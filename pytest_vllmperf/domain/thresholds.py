@@ -158,7 +158,7 @@ class Interval:
     high: float | None
     confidence: float | None
     n: int
-    replicate: Literal["round", "launch", "pair", "question"]
+    replicate: Literal["round", "launch", "pair", "question", "probe"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
