@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from pytest_vllmperf.domain.section import Section
     from pytest_vllmperf.domain.summary import Summary
     from pytest_vllmperf.domain.workload import Workload
-    from pytest_vllmperf.session import Evidence, Session
+    from pytest_vllmperf.sending import Evidence
+    from pytest_vllmperf.session import Session
 
 __all__ = ["capacity_once", "capacity_summary"]
 
