@@ -153,6 +153,20 @@ def subject_change(before: Point, after: Point) -> str:
     return ", ".join(parts)
 
 
+_NEAR = (0, 1, -1, 2, -2)
+"""Nights from a step in which a change of the subject may have made it: noise can move its place by one or two."""
+
+
+def _change_near(points: Sequence[Point], place: int) -> str:
+    """What changed at the step, or in the nights beside it."""
+    for offset in _NEAR:
+        if 0 < place + offset < len(points):
+            changed = subject_change(points[place + offset - 1], points[place + offset])
+            if changed:
+                return changed if not offset else f"{changed} on {points[place + offset].date}"
+    return ""
+
+
 def _short(key: str, value: object) -> str:
     text = "unknown" if value is None else str(value)
     return text[:9] if key == "commit" else text
@@ -196,8 +210,8 @@ def examine(series: Series) -> SeriesFinding:
     latest = values[-1] if values else None
     trend = scan_trend(values, better=entry.better)
     began = points[trend.step.since] if trend.step is not None else None
-    if began is not None and trend.step is not None and trend.step.since > 0:
-        changed = subject_change(points[trend.step.since - 1], began)
+    if trend.step is not None:
+        changed = _change_near(points, trend.step.since)
     else:
         changed = next((subject_change(a, b) for a, b in [*pairwise(points)][-1:]), "")
     history = judge_history(before, latest, better=entry.better)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from pytest_vllmperf.domain.metrics import Better
@@ -86,13 +87,15 @@ def scan_trend(
     if refused is not None:
         return TrendFinding(step=None, p_value=None, n=total, left_out=left_out, reason=refused)
     scores = _normal_scores([-x for x in logs] if better is Better.HIGHER else logs)
-    found, length = _largest(scores, longest)
+    found = float(_statistic(scores, longest).max())
     null = _null_distribution(tuple(sorted(scores.tolist())), longest)
     p_value = (1 + int((null >= found - 1e-12).sum())) / (1 + len(null))
     if p_value >= alpha:
         reason = f"no step to a worse level in {total} nights (p = {p_value:.2g})"
         return TrendFinding(step=None, p_value=p_value, n=total, left_out=left_out, reason=reason)
-    step = _step(logs, kept, total - length)
+    place = _place(logs, longest)
+    length = total - place
+    step = _step(logs, kept, place)
     told = f"{100 * step.change:+.1f} % since the last {length} of {total} nights (p = {p_value:.2g})"
     return TrendFinding(step=step, p_value=p_value, n=total, left_out=left_out, reason=told)
 
@@ -125,10 +128,18 @@ def _statistic(scores: np.ndarray[Any, Any], longest: int) -> np.ndarray[Any, An
     return np.asarray((last / lengths - rest / (total - lengths)) / np.sqrt(1 / lengths + 1 / (total - lengths)))
 
 
-def _largest(scores: np.ndarray[Any, Any], longest: int) -> tuple[float, int]:
-    each = _statistic(scores, longest)
-    best = int(each.argmax())
-    return float(each[best]), best + _SHORTEST
+def _place(logs: Sequence[float], longest: int) -> int:
+    """Where the new level begins: the split that leaves the least absolute deviations from both sides' medians.
+
+    Ranks tell that there is a step and are blind to its size, so they miss its night more often.
+    """
+
+    def deviations(side: Sequence[float]) -> float:
+        middle = median(side)
+        return math.fsum(abs(x - middle) for x in side)
+
+    places = range(len(logs) - _SHORTEST, len(logs) - longest - 1, -1)
+    return min(places, key=lambda place: deviations(logs[:place]) + deviations(logs[place:]))
 
 
 @lru_cache(maxsize=128)

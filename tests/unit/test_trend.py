@@ -50,7 +50,7 @@ def test_one_night_with_a_spike_is_no_step() -> None:
 @given(st.lists(st.floats(0.5, 2.0), min_size=MINIMUM_NIGHTS, max_size=20))
 def test_only_ranks_count(nights: list[float]) -> None:
     grown = [v**3 for v in nights]
-    if len(set(grown)) == len(set(nights)):
+    if len({math.log(v) for v in grown}) == len({math.log(v) for v in nights}):
         assert scan_trend(nights, better=Better.LOWER).p_value == scan_trend(grown, better=Better.LOWER).p_value
 
 
@@ -67,6 +67,14 @@ def test_the_p_value_is_that_of_the_scan_done_by_hand() -> None:
     p_value = scan_trend(nights, better=Better.LOWER).p_value
     assert p_value == pytest.approx(by_hand, abs=0.04)
     assert 0.001 < by_hand < 0.9
+
+
+def test_the_night_of_a_step_is_found_by_its_size_and_a_spike_before_does_not_move_it() -> None:
+    nights = stepped(30, 1.1, 5)
+    nights[23] = 1.5
+    step = scan_trend(nights, better=Better.LOWER).step
+    assert step is not None
+    assert step.since == 25
 
 
 def test_missing_nights_are_left_out_counted_and_keep_the_place() -> None:
