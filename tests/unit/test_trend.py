@@ -71,7 +71,7 @@ def test_the_p_value_is_that_of_the_scan_done_by_hand() -> None:
 
 def test_the_night_of_a_step_is_found_by_its_size_and_a_spike_before_does_not_move_it() -> None:
     nights = stepped(30, 1.1, 5)
-    nights[23] = 1.5
+    nights[20] = 1.5
     step = scan_trend(nights, better=Better.LOWER).step
     assert step is not None
     assert step.since == 25
