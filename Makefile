@@ -9,7 +9,7 @@ TWIN   := ./.twins/Qwen2.5-7B-Instruct-twin
 export MODEL
 
 VERSIONS := 0.14.0 0.20.2 0.31.0
-.PHONY: suites suites-gpu quantization test faults test-compat test-random test-real test-versions fuzz docs lint clean help
+.PHONY: suites suites-gpu quantization test faults test-compat test-random test-real test-versions test-gates fuzz docs lint clean help
 
 help:            ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -40,6 +40,9 @@ test-versions: $(READY) $(VERSIONS:%=.venv-%/.ready) ## vLLM 0.14, 0.20, 0.31 an
 .venv-%/.ready: scripts/setup-version.sh scripts/venv-with-uv.sh requirements/overrides-cpu.txt
 	scripts/setup-version.sh .venv-$* $(PYTHON) $*
 	@touch $@
+
+test-gates: $(READY) ## whole gates on real processes, 20 of an unchanged engine and 20 of a slower one (minutes, quiet machine)
+	PYTHONPATH=. $(VENV)/bin/python benchmarks/verdict_gates.py --same 20 --slower 20 --jobs 4 --check $(ARGS)
 
 fuzz: $(READY)   ## twenty thousand splits, truncations and corruptions of recorded streams (minutes)
 	HYPOTHESIS_PROFILE=fuzz $(VENV)/bin/python -m pytest -q tests/load/test_connection_fuzz.py $(ARGS)
