@@ -11,10 +11,11 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pytest_vllmperf.asked import Judging
     from pytest_vllmperf.domain.custom_metrics import CustomMetric
     from pytest_vllmperf.domain.engine import EngineConfig
     from pytest_vllmperf.progress import Progress
-    from pytest_vllmperf.session import Judging, Session
+    from pytest_vllmperf.session import Session
 
 __all__ = ["add_options", "is_worker", "session_of"]
 
@@ -191,8 +192,8 @@ def _judging(config: pytest.Config, engines: Mapping[str, EngineConfig]) -> Judg
     Raises:
         ConfigError: A comparison names no two engines, or a number is out of range.
     """
+    from pytest_vllmperf.asked import Judging
     from pytest_vllmperf.errors import ConfigError
-    from pytest_vllmperf.session import Judging
 
     numbers = {name: config.getoption(f"--vllmperf-{name}") for name in ("pairs", "launches", "rounds")}
     for name, least in (("pairs", 2), ("launches", 1), ("rounds", 1)):
@@ -274,9 +275,11 @@ def session_of(config: pytest.Config) -> Session:
     Raises:
         ConfigError: Any of them is wrong.
     """
+    from pytest_vllmperf.asked import Options
+    from pytest_vllmperf.declared import named, workloads_by_name
     from pytest_vllmperf.domain.engine import EngineConfig
     from pytest_vllmperf.reporting import parse_formats
-    from pytest_vllmperf.session import Options, Session, named, workloads_by_name
+    from pytest_vllmperf.session import Session
 
     engines = named(
         config.hook.pytest_vllmperf_engines(config=config)[::-1], EngineConfig, hook="pytest_vllmperf_engines"
@@ -350,8 +353,8 @@ def _own_metrics(config: pytest.Config) -> tuple[CustomMetric, ...]:
     batches = config.hook.pytest_vllmperf_metrics(config=config)[::-1]
     if not batches:
         return ()
+    from pytest_vllmperf.declared import named
     from pytest_vllmperf.domain.custom_metrics import CustomMetric, register
-    from pytest_vllmperf.session import named
 
     found = tuple(named(batches, CustomMetric, hook="pytest_vllmperf_metrics").values())
     register(found)
@@ -362,8 +365,8 @@ def _quality_tasks(config: pytest.Config) -> dict[str, Any]:
     batches = config.hook.pytest_vllmperf_quality_tasks(config=config)[::-1]
     if not batches:
         return {}
+    from pytest_vllmperf.declared import named
     from pytest_vllmperf.domain.quality import QualityTask
-    from pytest_vllmperf.session import named
 
     return named(batches, QualityTask, hook="pytest_vllmperf_quality_tasks")
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from pytest_vllmperf.domain.engine import EngineConfig
-from pytest_vllmperf.domain.workload import BUILT_IN_WORKLOADS, Workload
-from pytest_vllmperf.errors import ConfigError, EngineConfigError, VllmPerfError, WorkloadError
+from pytest_vllmperf.domain.workload import Workload
+from pytest_vllmperf.errors import EngineConfigError, VllmPerfError, WorkloadError
 from pytest_vllmperf.sending import Evidence, Sender
 
 if TYPE_CHECKING:
+    from pytest_vllmperf.asked import Options
     from pytest_vllmperf.capacity import FoundCapacity
     from pytest_vllmperf.comparison import Compared
     from pytest_vllmperf.domain.custom_metrics import CustomMetric
@@ -35,68 +35,13 @@ if TYPE_CHECKING:
     from pytest_vllmperf.pool import EnginePool
     from pytest_vllmperf.proof import Proof
 
-__all__ = ["Judging", "Options", "Session", "named"]
+__all__ = ["Session"]
 
 _OTHER_PROMPTS = 1_000_003
 """Added to a workload's seed for each earlier run of a reused engine; rounds and warm-up stay far below it."""
 
 _SHORTEST_SECRET = 8
 """Shorter values (on, true, 1) of variables named like secrets stand in every report for something else."""
-
-Named = TypeVar("Named", EngineConfig, Workload, "QualityTask", "CustomMetric")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What the command line and the ini file said, parsed once."""
-
-    root: Path
-    thresholds_path: Path
-    report_directory: Path
-    report_formats: tuple[str, ...]
-    push_url: str | None
-    engines: tuple[str, ...]
-    workloads: tuple[str, ...]
-    quick: bool
-    record_only: bool
-    require_gpu: bool
-    share_cpu: bool
-    workers: int
-    reuse: bool
-    judging: Judging
-    quality: str | None = None
-    data: Path | None = None
-    answers: Path | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judging:
-    """How often things are repeated, and what is done about doubt.
-
-    Args:
-        compare: Pairs of engines to compare, baseline first.
-        attribute: Pairs of engines to take apart, base first.
-        budget_s: Time an experiment may take; None for no bound.
-        pairs: Launches of each at most.
-        confirm: Whether what fails, or looks suspicious against history, is repeated with fresh launches.
-        launches: Launches of each engine for limits on levels; None leaves it to the thresholds file.
-        rounds: Likewise, rounds of each workload in one launch.
-        inconclusive: ``warn`` or ``fail``; None leaves it to the thresholds file.
-        calibrate: Whether limits are proposed and written instead of judged.
-        force: Whether calibrating may loosen limits that are there.
-    """
-
-    compare: tuple[tuple[str, str], ...] = ()
-    attribute: tuple[tuple[str, str], ...] = ()
-    budget_s: float | None = None
-    pairs: int = 10
-    confirm: bool = False
-    launches: int | None = None
-    rounds: int | None = None
-    inconclusive: str | None = None
-    calibrate: bool = False
-    force: bool = False
-
 
 _ROUNDS = 3
 
@@ -419,42 +364,3 @@ def _limits_from_text(text: str) -> Thresholds:
     from pytest_vllmperf.domain.thresholds import Thresholds
 
     return msgspec.json.decode(text, type=Thresholds)
-
-
-def named(
-    batches: Iterable[Iterable[Named]], kind: type[Named], *, hook: str, replaces: bool = False
-) -> dict[str, Named]:
-    """Put what a hook's implementations returned under their names.
-
-    Args:
-        batches: One iterable for each implementation.
-        kind: What its items must be.
-        hook: The hook's name, for messages.
-        replaces: Whether a later item of the same name may take the place of an earlier one.
-
-    Raises:
-        ConfigError: Something else than ``kind`` was returned, or a name was used twice.
-    """
-    found: dict[str, Named] = {}
-    for batch in batches:
-        if isinstance(batch, kind) or not isinstance(batch, Iterable):
-            raise ConfigError(f"{hook} must return a list of {kind.__name__}, got {batch!r}")
-        for item in batch:
-            if not isinstance(item, kind):
-                raise ConfigError(f"{hook} must return {kind.__name__} objects, got {item!r}")
-            if item.name in found and not replaces:
-                raise ConfigError(f"{hook}: the name {item.name!r} is used twice; give each its own")
-            twin = next((name for name in found if name.casefold() == item.name.casefold() and name != item.name), None)
-            if twin is not None and kind is EngineConfig:
-                raise ConfigError(
-                    f"{hook}: the name {item.name!r} differs from {twin!r} in case only: their logs would be one file "
-                    "where the file system knows no case; rename one"
-                )
-            found[item.name] = item
-    return found
-
-
-def workloads_by_name(batches: Iterable[Iterable[Workload]]) -> dict[str, Workload]:
-    """The built-in workloads and the user's; a user's one of the same name takes its place."""
-    own = named(batches, Workload, hook="pytest_vllmperf_workloads")
-    return {**{w.name: w for w in BUILT_IN_WORKLOADS}, **own}
