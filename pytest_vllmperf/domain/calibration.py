@@ -100,10 +100,10 @@ class _Found:
 def propose(summary: Summary, metric: str, *, subject: Subject, thresholds: Thresholds, force: bool) -> Proposal:
     """Propose the limit of one metric of one measurement.
 
-    The bound is where a further launch of the unchanged engine stays with 99 % (Student's prediction bound of the
-    logarithms over launches), and no nearer to the level than the metric's tolerance in the catalogue: launches of one
-    session share what differs between sessions. A share of right answers gets its exact 99.5 % lower bound. A limit
-    that is there already is tightened; it is loosened only with ``force``.
+    The bound lies by the metric's tolerance in the catalogue beyond where a further launch of the unchanged engine
+    stays with 99 % (Student's prediction bound of the logarithms over launches): launches of one session share what
+    differs between sessions, which they cannot tell. A share of right answers gets its exact 99.5 % lower bound. A
+    limit that is there already is tightened; it is loosened only with ``force``.
 
     Raises:
         UnknownMetric: ``metric`` is not in the catalogue, or is a bare distribution.
@@ -208,8 +208,8 @@ def proposed_level(entry: Metric, values: Sequence[float]) -> _Found | str:
     chance = mean + sign * float(t.ppf(1 - ERROR, n - 1)) * sd * math.sqrt(1 + 1 / n)
     worst = judged_by_worst(entry)
     level = (max(values) if sign > 0 else min(values)) if worst else (math.exp(mean) if logs else mean)
-    room = level * (1 + entry.tolerance) ** sign
-    bound = (max if sign > 0 else min)(math.exp(chance) if logs else chance, room)
+    farthest = (max if sign > 0 else min)(math.exp(chance) if logs else chance, level)
+    bound = farthest * (1 + entry.tolerance) ** sign if logs else farthest + sign * entry.tolerance * abs(level)
     if entry.unit == "count":
         bound = math.ceil(bound - 1e-9) if sign > 0 else math.floor(bound + 1e-9)
     spread = sd if logs else (sd / abs(level) if level else None)

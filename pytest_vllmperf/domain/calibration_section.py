@@ -13,9 +13,9 @@ from pytest_vllmperf.domain.units import format_quantity
 __all__ = ["calibration_section"]
 
 _HOW = (
-    f"A proposed limit is where one more launch of the unchanged engine stays with {1 - ERROR:.0%} (Student's "
-    "prediction bound of the logarithms over launches), and no nearer to the level than the metric's tolerance in the "
-    "catalogue. Launches of one run share what differs between days and machines: that is what the tolerance is for. "
+    "A proposed limit lies by the metric's tolerance in the catalogue beyond where one more launch of the unchanged "
+    f"engine stays with {1 - ERROR:.0%} (Student's prediction bound of the logarithms over launches): launches of one "
+    "run share what differs between days and machines, and the tolerance is for that. "
     f"A share of right answers gets its exact {1 - ANSWERS_ERROR:.1%} lower bound. Limits that are there are "
     "tightened, never loosened without --vllmperf-force."
 )

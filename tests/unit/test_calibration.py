@@ -58,12 +58,12 @@ def proposed(summary: Summary, metric: str, limits: Thresholds = NOTHING, *, for
     return propose(summary, metric, subject=SUBJECT, thresholds=limits, force=force)
 
 
-def test_the_bound_is_students_prediction_bound_of_the_logarithms_over_launches() -> None:
+def test_the_bound_is_the_tolerance_beyond_students_prediction_bound_over_launches() -> None:
     found = proposed(launches("time_to_ready", 50.0, 60.0, 95.0), "time_to_ready")
     logs = [math.log(v) for v in (50.0, 60.0, 95.0)]
     mean = sum(logs) / 3
     sd = math.sqrt(sum((x - mean) ** 2 for x in logs) / 2)
-    expected = math.exp(mean + t.ppf(0.99, 2) * sd * math.sqrt(4 / 3))
+    expected = math.exp(mean + t.ppf(0.99, 2) * sd * math.sqrt(4 / 3)) * 1.3
     assert found.level == pytest.approx(math.exp(mean))
     assert found.spread == pytest.approx(sd)
     assert found.bound is not None
@@ -71,12 +71,12 @@ def test_the_bound_is_students_prediction_bound_of_the_logarithms_over_launches(
     assert found.action is Action.ADDED
 
 
-def test_launches_as_equal_as_these_leave_at_least_the_metrics_tolerance() -> None:
+def test_launches_as_equal_as_these_leave_the_metrics_tolerance() -> None:
     found = proposed(launches("output_throughput", 1000.0, 1000.1, 999.9), "output_throughput")
     assert found.bound == pytest.approx(1000 / 1.05, rel=0.01)
     assert found.bound < 1000 / 1.05
     assert found.change is not None
-    assert (found.change.key, found.change.value) == ("min", "952 tok/s")
+    assert (found.change.key, found.change.value) == ("min", "951 tok/s")
 
 
 @given(
