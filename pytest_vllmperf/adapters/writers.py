@@ -12,7 +12,7 @@ import textwrap
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_vllmperf.domain.report import headline, plain, rows
+from pytest_vllmperf.domain.report import headline, plain, reason_without_log, rows
 from pytest_vllmperf.domain.thresholds import Outcome
 from pytest_vllmperf.domain.units import format_quantity
 
@@ -348,7 +348,11 @@ def terminal_table(report: Report, *, width: int = 100) -> list[str]:
         lines += [_aligned(_cells(row), columns) for row in group]
     for engine_report in report.engines:
         if engine_report.state != "measured":
-            lines += _wrapped(f"{engine_report.name} {engine_report.state}: {engine_report.reason or '?'}", width)
+            first, *rest = reason_without_log(engine_report.reason or "?").splitlines() or ["?"]
+            lines += _wrapped(f"{engine_report.name} {engine_report.state}: {first}", width)
+            lines += [line for text in rest for line in _wrapped(text, width, _GAP * 2)]
+            if engine_report.state == "failed" and engine_report.log_path:
+                lines += _wrapped(f"log: {engine_report.log_path}", width, _GAP * 2)
     return [_aligned(dict(zip(_COLUMNS, _COLUMNS, strict=True)), columns), *lines] if table else lines
 
 
@@ -380,5 +384,9 @@ def _cut(text: str, columns: int) -> str:
     return text if len(text) <= columns else f"{text[: columns - 1]}…"
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(_line(text), width, initial_indent=_GAP, subsequent_indent=_GAP * 2)
+def _wrapped(text: str, width: int, indent: str = _GAP) -> list[str]:
+    """Lines of ``text``. None of them begins with ``::``, as GitHub would take it for a command."""
+    lines = textwrap.wrap(
+        _line(text), width - 1, initial_indent=indent, subsequent_indent=_GAP * 2, break_on_hyphens=False
+    )
+    return [re.sub(r"^( *)::", r"\1\\::", line) for line in lines]

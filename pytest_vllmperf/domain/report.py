@@ -17,7 +17,7 @@ from pytest_vllmperf.domain.summary import Summary
 from pytest_vllmperf.domain.thresholds import Outcome, Verdict
 from pytest_vllmperf.domain.units import format_quantity
 
-__all__ = ["EngineReport", "Report", "Row", "builtin", "headline", "plain", "redacted", "rows"]
+__all__ = ["EngineReport", "Report", "Row", "builtin", "headline", "plain", "reason_without_log", "redacted", "rows"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,13 @@ class EngineReport:
 def redacted(text: str, *, env: Mapping[str, str], command: Sequence[str]) -> str:
     """``text`` without the secrets that ``env`` and ``command`` hold, and without what looks like one."""
     return Redactor(secrets_in(env, command)).clean(text)
+
+
+def reason_without_log(reason: str) -> str:
+    """The lines of an engine's ``reason`` before the excerpt from its log: what happened, the cause, the hint."""
+    lines = [line.strip() for line in reason.strip().splitlines()]
+    log = next((place for place, line in enumerate(lines) if line.startswith("log:")), len(lines))
+    return "\n".join(" ".join(line.split()) for line in lines[:log] or lines)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -146,6 +146,15 @@ def test_a_failed_engine_a_skipped_one_and_a_broken_measurement_say_why(page):
     assert "Engine broken failed; 1 FAIL; 2 INVALID; 1 INCONCLUSIVE; 1 problem" in words
 
 
+def test_a_failed_engine_leads_with_cause_and_hint_and_keeps_its_log_to_its_card(page):
+    reason = "engine 'broken' ended with code 1\n  cause: out of memory\n  hint:  lower it\n  log:   x.log:\n    a line"
+    parsed = page(replace(sample.troubled(), engines=(sample.engine("broken", "failed", reason),)))
+    above, _, below = parsed.words.partition("Results Search")
+    assert "engine 'broken' ended with code 1 cause: out of memory hint: lower it" in above
+    assert "a line" not in above
+    assert "a line" in below
+
+
 def test_counts_say_how_many_of_each_outcome_there_are(page):
     words = page().words
     assert "1 FAIL 2 INVALID 1 INCONCLUSIVE 4 PASS" in words
@@ -250,13 +259,13 @@ def test_a_comparison_folds_what_is_seldom_asked_for(page):
 
 def test_a_glance_has_headlines_the_worst_verdict_and_the_nearest_limit(page):
     words = page().words
-    assert "Workload baseline max-perf burst FAIL 900 tok/s TTFT 226 ms TPOT 20.5 ms" in words
-    assert "heavy – INVALID 900 tok/s gsm8k accuracy 75 %" in words
+    assert "Workload baseline max-perf broken offload burst FAIL 900 tok/s TTFT 226 ms TPOT 20.5 ms" in words
+    assert "heavy – INVALID 900 tok/s failed skipped gsm8k accuracy 75 %" in words
     assert "TTFT mean takes 226 % of its limit, the most of 4" in words
 
 
 def test_many_engines_are_the_rows_of_the_glance(page):
-    words = page(sample.large(engines=4, workloads=2, requests=5)).words
+    words = page(sample.large(engines=5, workloads=2, requests=5)).words
     assert "Engine workload-0 workload-1 engine-0 900 tok/s TTFT" in words
 
 

@@ -297,3 +297,11 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one_and_no_fragment(
         write_json(replace(RUN, exit_code=0), target)
     assert target.read_bytes() == earlier
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_no_line_of_an_engines_reason_is_a_command_for_github() -> None:
+    broken = replace(RUN.engines[0], state="failed", reason="gone\n::add-mask::x\n" + "word " * 30 + "::error::y")
+    for width in range(40, 100):
+        lines = terminal_table(replace(RUN, engines=(broken,)), width=width)
+        assert not [line for line in lines if line.lstrip().startswith("::")]
+        assert max(map(len, lines)) <= width

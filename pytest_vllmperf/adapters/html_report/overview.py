@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_vllmperf.adapters.html_report.table import css_class
 from pytest_vllmperf.domain.metrics import metric
 from pytest_vllmperf.domain.units import format_quantity
 
@@ -26,7 +27,7 @@ _LABELS = {
     "tpot_mean": "TPOT",
 }
 """What stands before a headline number; the others say by their unit what they are."""
-_MOST_COLUMNS = 3
+_MOST_COLUMNS = 4
 """Engines are columns up to this many, and rows beyond."""
 _WIDTH = 100
 
@@ -49,7 +50,10 @@ class Glance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """A cell for each engine and workload, None where nothing was measured; ``corner`` names what the rows are."""
+    """A cell for each engine and workload, None where nothing was measured; ``corner`` names what the rows are.
+
+    An engine that failed or was skipped says so in every cell.
+    """
 
     corner: str
     head: tuple[str, ...]
@@ -69,14 +73,23 @@ def overview(
         if verdict.limit is not None and not verdict.against:
             judged.setdefault((verdict.engine, verdict.workload), []).append(verdict)
     glances = {key: _glance(s, targets[key], lines.get(key, ()), judged.get(key, ())) for key, s in cells.items()}
-    engines = list(dict.fromkeys(engine for engine, _ in cells))
     workloads = list(dict.fromkeys(workload for _, workload in cells))
     limits = any(glance.used is not None for glance in glances.values())
+    for place, engine in enumerate(report.engines, 1):
+        if engine.state != "measured":
+            for workload in workloads:
+                glances.setdefault((engine.name, workload), _never_ready(engine.state, f"e{place}"))
+    engines = list(dict.fromkeys(engine for engine, _ in glances))
     if len(engines) <= _MOST_COLUMNS:
         rows = tuple((w, tuple(glances.get((e, w)) for e in engines)) for w in workloads)
         return Overview(corner="Workload", head=tuple(engines), rows=rows, limits=limits)
     rows = tuple((e, tuple(glances.get((e, w)) for w in workloads)) for e in engines)
     return Overview(corner="Engine", head=tuple(workloads), rows=rows, limits=limits)
+
+
+def _never_ready(state: str, target: str) -> Glance:
+    """An engine that failed or was skipped; ``target`` is the id of its card."""
+    return Glance(target=target, kind=css_class(state), word=state, numbers=(), used=None, told="")
 
 
 _WORST = ("fail", "invalid", "inconclusive", "pass")

@@ -19,7 +19,7 @@ from pytest_vllmperf.adapters.html_report.pareto import pareto_section
 from pytest_vllmperf.adapters.html_report.table import Line, css_class, lines, tally, wrong
 from pytest_vllmperf.adapters.html_report.trends import PastRun, Trends
 from pytest_vllmperf.domain.metrics import METRICS, metric
-from pytest_vllmperf.domain.report import headline
+from pytest_vllmperf.domain.report import headline, reason_without_log
 from pytest_vllmperf.domain.units import format_quantity
 
 if TYPE_CHECKING:
@@ -43,14 +43,15 @@ class EngineCard:
     """One engine.
 
     ``command`` is its launch as one could type it (to be read, as secrets are cut out), in pieces that
-    belong together; ``log_url`` is relative to the page, None for a log that does not lie beside it;
-    ``evidence`` is without what nobody asked for and is not there.
+    belong together; ``why`` its reason without the excerpt from its log; ``log_url`` is relative to the page, None
+    for a log that does not lie beside it; ``evidence`` is without what nobody asked for and is not there.
     """
 
     id: str
     engine: EngineReport
     kind: str
     command: tuple[str, ...]
+    why: str
     log_url: str | None
     log_name: str
     evidence: tuple[Evidence, ...]
@@ -168,6 +169,7 @@ def _card(engine: EngineReport, place: int, folder: Path) -> EngineCard:
         engine=engine,
         kind=css_class(engine.state),
         command=tuple(_pieces([*(f"{name}={value}" for name, value in engine.env.items()), *engine.command])),
+        why=reason_without_log(engine.reason or "no reason known"),
         log_url=(url := _relative_url(engine.log_path, folder)),
         log_name=unquote(url or "").removeprefix("./"),
         evidence=tuple(e for e in engine.evidence if e.requested is not None or e.state != "refuted"),
