@@ -1,7 +1,8 @@
 """Does the load generator notice that it is the bottleneck?
 
-The reference server has a core of its own; the load process is disturbed on another, from not at all to starved, in
-several ways: busy processes beside it, with and without a lower priority of its own, and pulses in which it is stopped.
+The reference server has a core of its own, before all others where that is allowed; the load process is disturbed on
+another, from not at all to starved, in several ways: busy processes beside it, with and without a lower priority of its
+own, and pulses in which it is stopped.
 What really happened comes from the server's send stamps: a run is distorted when the mean or the median of TTFT or
 TPOT is off by more than 5 %, and the load generator has noticed when its Summary is INVALID. A 99th percentile may be
 off in a run that is sound otherwise: then it is withheld, and counted apart.
@@ -34,7 +35,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from reference import MODEL, ReferenceServer, reference_server  # noqa: E402
+from reference import MODEL, ReferenceServer, first_served, reference_server  # noqa: E402
 
 from pytest_vllmperf.domain.records import LoadRun, latency_s  # noqa: E402
 from pytest_vllmperf.domain.summary import summarize  # noqa: E402
@@ -248,7 +249,7 @@ def drive(outcomes: list[Outcome], options: argparse.Namespace) -> None:
     cores = sorted(os.sched_getaffinity(0))
     until = time.monotonic() + options.seconds
     first = 1000 * options.seed + 1
-    with reference_server("--ttft-ms", "80", "--tpot-ms", "10", command=("taskset", "-c", str(cores[0]))) as server:
+    with reference_server("--ttft-ms", "80", "--tpot-ms", "10", command=first_served(cores[0])) as server:
         os.sched_setaffinity(0, {cores[1]})
         for seed in range(first + len(outcomes), first + 6 * options.each):
             starved = sum(outcome.distorted for outcome in outcomes)

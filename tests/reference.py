@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MODEL", "SERVER", "ReferenceServer", "reference_server"]
+__all__ = ["MODEL", "SERVER", "ReferenceServer", "first_served", "reference_server"]
 
 SERVER = Path(__file__).with_name("reference_server.py")
 MODEL = "reference"
@@ -40,6 +41,17 @@ class ReferenceServer:
     def stamps(self) -> list[dict[str, Any]]:
         """The truth about each request, in order of arrival."""
         return self.control("stamps")
+
+
+def first_served(core: int) -> tuple[str, ...]:
+    """The ``command`` of a server that keeps to a core, and is served there before all others where that is allowed.
+
+    What tells the truth about a starved client must not be starved itself.
+    """
+    pinned = ("taskset", "-c", str(core))
+    ahead = ("chrt", "--fifo", "10")
+    allowed = shutil.which("chrt") and not subprocess.run([*ahead, "true"], stderr=subprocess.DEVNULL).returncode
+    return (*ahead, *pinned) if allowed else pinned
 
 
 @contextmanager
