@@ -16,8 +16,8 @@ _CLOCK_MONOTONIC = 1
 _TFD_TIMER_ABSTIME = 1
 _BILLION = 1_000_000_000
 _MEAN_GAP_NS = 10_000_000
-_ONE_TURN_NS = 1_000_000
-"""Looks so close together belong to one turn of the loop."""
+_NOTICED_NS = 1_000_000
+"""A moment missed by less passes for seen."""
 
 
 class _TimeSpec(ctypes.Structure):
@@ -91,18 +91,23 @@ class Attention:
         """The first of those moments that the loop has not seen yet."""
         self._mean_gap_ns = mean_gap_ns
         self._waited_ns = run_queue_wait_ns() or 0
-        self._looked_ns = 0
+        self._looked_ns: int | None = None
         self._away_ns = 0
 
     def away_ns(self, now_ns: int) -> int:
-        """For how long it has been away at ``now_ns``, or was when this turn of it began."""
-        if now_ns - self._looked_ns > _ONE_TURN_NS:
+        """For how long it has been away at ``now_ns``. Throughout one turn, however long, it is away."""
+        if self._looked_ns is None:
             waited_ns = run_queue_wait_ns() or 0
-            missed = self.due_ns is not None and self.due_ns < now_ns - _ONE_TURN_NS
-            unseen_ns = now_ns - self.due_ns + self._mean_gap_ns if missed and self.due_ns is not None else 0
+            missed_ns = 0 if self.due_ns is None else now_ns - self.due_ns
+            unseen_ns = missed_ns + self._mean_gap_ns if missed_ns > _NOTICED_NS else 0
             self._away_ns = max(waited_ns - self._waited_ns, unseen_ns)
             self._waited_ns, self._looked_ns = waited_ns, now_ns
+            asyncio.get_running_loop().call_soon(self._back)
         return self._away_ns + now_ns - self._looked_ns
+
+    def _back(self) -> None:
+        """The turn is over: the loop looks again at what is ready."""
+        self._looked_ns = None
 
 
 class LagProbe:
