@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import cast
 
 from pytest_vllmperf.domain.records import RequestOutcome
+from pytest_vllmperf.load.alarm import Attention
 from pytest_vllmperf.load.exchange import Exchange
 from pytest_vllmperf.load.http_answer import AnswerFraming
 
@@ -19,8 +20,10 @@ _END = b"0\r\n\r\n"
 _KEPT = len(_END)
 """Reads left to look at for the end of the answer: as many as it has bytes, should each come alone."""
 
-_OPENING = 8
+_OPENING = 4
 """Reads among which the first token is."""
+_UNREAD_NS = 500_000
+"""Nobody reads sooner than that for sure."""
 
 _now = time.monotonic_ns
 
@@ -31,12 +34,14 @@ class Connection(asyncio.Protocol):
     Args:
         on_end: Called with the connection and the exchange when an answer is over, for whatever reason;
             ``usable`` then tells whether another request may be sent.
+        attention: For how long nobody was reading, where reads bear the kernel's stamps.
     """
 
-    def __init__(self, on_end: Callable[[Connection, Exchange], None]) -> None:
+    def __init__(self, on_end: Callable[[Connection, Exchange], None], attention: Attention | None = None) -> None:
         self.usable = False
         self.idle_since_ns = 0
         self._on_end = on_end
+        self._attention = attention
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._exchange: Exchange | None = None
@@ -66,15 +71,12 @@ class Connection(asyncio.Protocol):
         """Take what no kernel has stamped: what came through TLS."""
         self.arrived(_now(), data, 0)
 
-    def arrived(self, at_ns: int, data: bytes, unread_ns: int) -> None:
-        """Stash what arrived at ``at_ns``; look closer only where the answer may be over.
-
-        ``unread_ns`` is for how long before that nobody had been reading, where the stamp is the kernel's.
-        """
+    def arrived(self, at_ns: int, data: bytes, late_ns: int) -> None:
+        """Stash what arrived at ``at_ns``, read ``late_ns`` later; look closer only where the answer may be over."""
         reads = self._reads
         reads.append((at_ns, data))
-        if unread_ns and len(reads) <= _OPENING:
-            self._note_unread(at_ns, unread_ns)
+        if len(reads) <= _OPENING and self._attention is not None:
+            self._note_unread(at_ns, self._attention.away_ns(at_ns + late_ns) - late_ns)
         # The check waits for the end of this turn of the loop, so that every read that is ready is stamped first.
         if not self._framing.chunked or data.endswith(_END) or (len(data) < len(_END) and self._tail() == _END):
             self._loop.call_soon(self._check_end)
@@ -125,8 +127,8 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _note_unread(self, at_ns: int, unread_ns: int) -> None:
-        """Of the reads that open an answer: what they brought may have come earlier than their stamps."""
-        if self._exchange is not None and not self._exchange.taken:
+        """Of the reads that open an answer: what they brought may have come so much earlier than their last bytes."""
+        if unread_ns > _UNREAD_NS and self._exchange is not None and not self._exchange.taken:
             self._exchange.unread.append((at_ns, unread_ns))
 
     def _tail(self) -> bytes:

@@ -31,8 +31,6 @@ _READ_BYTES = 16_384
 _TIGHT_NS = 5_000
 _TRIES, _TRY_AGAIN_S = 100, 0.001
 _BILLION = 1_000_000_000
-_LATE_NS = 500_000
-"""A read that is less late came when it was due."""
 _LONGEST_LATE_NS = 300 * _BILLION
 """More than that is no delay: somebody has set the wall clock."""
 
@@ -105,8 +103,8 @@ class StampedProtocol(Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It may be written to."""
 
-    def arrived(self, at_ns: int, data: bytes, unread_ns: int) -> None:
-        """The last of ``data`` arrived at ``at_ns``; nobody had been reading for ``unread_ns`` before that."""
+    def arrived(self, at_ns: int, data: bytes, late_ns: int) -> None:
+        """The last of ``data`` arrived at ``at_ns`` and was read ``late_ns`` after that."""
 
     def eof_received(self) -> bool | None:
         """The other side writes no more."""
@@ -150,11 +148,8 @@ class StampedTransport(asyncio.Transport):
             if kind == _SO_TIMESTAMPNS:
                 seconds, nanoseconds = _TIMESPEC.unpack(value)
                 late = now - (seconds * _BILLION + nanoseconds - self._clock.offset_ns)
-                if 0 <= late < _LATE_NS:
-                    self._arrived(now - late, data, 0)
-                    return
                 if 0 <= late < _LONGEST_LATE_NS:
-                    self._arrived(now - late, data, max(0, self._clock.attention.away_ns(now) - late))
+                    self._arrived(now - late, data, late)
                     return
                 self._clock.look()  # somebody has set the wall clock
         self._arrived(now, data, 0)

@@ -80,7 +80,7 @@ class Target:
 
             return ProxiedConnection(self, on_end)
         if self.clock is not None:
-            stamped = Connection(on_end)
+            stamped = Connection(on_end, self.clock.attention)
             await connect_stamped(self.host, self.port, stamped, self.clock)
             return stamped
         loop = asyncio.get_running_loop()

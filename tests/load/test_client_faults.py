@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import resource
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from reference import MODEL, ReferenceServer, reference_server
+from reference import MODEL, ReferenceServer, first_served, reference_server
 from serving import TOKENS, small
 
 from pytest_vllmperf.domain.records import LoadRun, RequestOutcome, latency_s
@@ -269,7 +270,9 @@ def mean_s(stamps: list[dict[str, list[int]]]) -> float:
 def test_a_read_that_comes_late_is_no_late_arrival() -> None:
     """Tokens are further apart than the client stands still: the kernel's stamps are right however late it reads."""
     workload = small(requests=24, max_concurrency=8, output_tokens=4)
-    with reference_server("--ttft-ms", "200", "--tpot-ms", "250") as server:
+    with reference_server(
+        "--ttft-ms", "200", "--tpot-ms", "250", command=first_served(min(os.sched_getaffinity(0)))
+    ) as server:
         with stopped_again_and_again(stopped_s=0.15, running_s=0.05):
             run = load(server, workload)
         truth_s = mean_s(server.stamps())
@@ -283,7 +286,9 @@ def test_a_read_that_comes_late_is_no_late_arrival() -> None:
 
 def test_a_client_that_reads_several_tokens_at_once_says_that_its_latencies_are_its_own() -> None:
     workload = small(requests=48, max_concurrency=12, output_tokens=30)
-    with reference_server("--ttft-ms", "60", "--tpot-ms", "10") as server:
+    with reference_server(
+        "--ttft-ms", "60", "--tpot-ms", "10", command=first_served(min(os.sched_getaffinity(0)))
+    ) as server:
         with stopped_again_and_again(stopped_s=0.15, running_s=0.05):
             run = load(server, workload)
         truth_s = mean_s(server.stamps())
@@ -302,7 +307,12 @@ def test_a_server_that_sends_several_tokens_at_once_is_not_the_clients_fault() -
 
 
 def test_what_no_kernel_stamped_is_as_late_as_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    with reference_server("--ttft-ms", "60", "--tpot-ms", "10") as server, forwarding_proxy() as (proxy, _):
+    with (
+        reference_server(
+            "--ttft-ms", "60", "--tpot-ms", "10", command=first_served(min(os.sched_getaffinity(0)))
+        ) as server,
+        forwarding_proxy() as (proxy, _),
+    ):
         through(proxy, monkeypatch)
         with stopped_again_and_again(stopped_s=0.15, running_s=0.05):
             run = load(server, small(requests=48, max_concurrency=12, output_tokens=30))

@@ -31,8 +31,8 @@ class Kept:
         assert isinstance(transport, StampedTransport)
         self.transport = transport
 
-    def arrived(self, at_ns: int, data: bytes, unread_ns: int) -> None:
-        self.reads.append((at_ns, data, unread_ns))
+    def arrived(self, at_ns: int, data: bytes, late_ns: int) -> None:
+        self.reads.append((at_ns, data, late_ns))
         self.read.set()
 
     def eof_received(self) -> bool | None:
@@ -81,18 +81,16 @@ def test_a_read_bears_the_moment_of_its_arrival_and_not_of_its_reading() -> None
         time.sleep(0.2)  # noqa: ASYNC251 - the client's loop as well: it reads late
         await reader.read()
 
-    async def client(kept: Kept, clock: KernelClock) -> None:
-        probe = LagProbe(asyncio.get_running_loop(), clock.attention)
+    async def client(kept: Kept, _clock: KernelClock) -> None:
         assert kept.transport is not None
         kept.transport.write(b"go")
         await kept.read.wait()
-        probe.close()
 
     kept = with_server(served, client)
-    ((at_ns, data, unread_ns),) = kept.reads
+    ((at_ns, data, late_ns),) = kept.reads
     assert data == b"token"
     assert -1_000_000 < at_ns - sent[0] < 100_000_000, "read 200 ms after it came"
-    assert unread_ns < 150_000_000, "before it came the loop was there"
+    assert late_ns > 150_000_000
 
 
 def test_a_payload_larger_than_any_buffer_is_written_whole() -> None:
@@ -156,9 +154,9 @@ def test_without_a_stamp_to_be_believed_it_is_the_moment_of_reading(
 
     kept = with_server(served, client)
     assert len(kept.reads) == 2
-    for (at_ns, _, unread_ns), sent_ns in zip(kept.reads, sent, strict=True):
+    for (at_ns, _, late_ns), sent_ns in zip(kept.reads, sent, strict=True):
         assert abs(at_ns - sent_ns) < 1_000_000_000
-        assert unread_ns < 1_000_000_000
+        assert late_ns < 1_000_000_000
 
 
 def test_a_system_that_stamps_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
