@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from pytest_vllmperf.adapters import engine_process, kept_engines
+from pytest_vllmperf.adapters import engine_command, kept_engines
 from pytest_vllmperf.adapters.control_client import ControlClient
 from pytest_vllmperf.adapters.interpreter import inspect_interpreter
 from pytest_vllmperf.adapters.kept_engines import Borrowed, KeptEngine
@@ -68,7 +68,7 @@ def fingerprint(config: EngineConfig, *, device: Device, serve: bool) -> str:
         name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT) and name not in _NOT_IN_IT
     }
     what = {
-        "command": engine_process.launch_command(config, port=0, serve=serve),
+        "command": engine_command.launch_command(config, port=0, serve=serve),
         "env": {**given, **config.env},
         "device": device,
         "gpus": config.gpus,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_vllmperf.adapters import engine_process, engine_state, startup_log
+from pytest_vllmperf.adapters import engine_command, engine_process, engine_state, startup_log
 from pytest_vllmperf.compiling import first_start_alone
 from pytest_vllmperf.errors import EngineError
 from pytest_vllmperf.starting import PortLost, Start
@@ -110,7 +110,7 @@ class Launching:
     ) -> tuple[EngineHandle, engine_process.EngineProcess]:
         config, api_key = slot.config, secrets.token_urlsafe(32)
         self.hide(api_key)
-        env = engine_process.child_environment(
+        env = engine_command.child_environment(
             config,
             device=self.environment.device,
             api_key=api_key,
@@ -129,8 +129,8 @@ class Launching:
         config, log_path = slot.config, slot.log_path
         assert log_path is not None  # set by launch
         port = self.ports()
-        slot.command = engine_process.launch_command(config, port=port, serve=slot.checked.serve)
-        if not engine_process.is_port_free(port):
+        slot.command = engine_command.launch_command(config, port=port, serve=slot.checked.serve)
+        if not engine_command.is_port_free(port):
             raise PortLost(f"engine {config.name!r}: port {port} was taken before the launch")
         device_before = self.devices.before(slot.gpu_uuids)
         started_ns = time.monotonic_ns()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_vllmperf.adapters import engine_process, startup_log
+from pytest_vllmperf.adapters import engine_command, startup_log
 from pytest_vllmperf.adapters.control_client import ControlClient, NoAnswer
 from pytest_vllmperf.adapters.host_budget import HostBudget
 from pytest_vllmperf.adapters.leases import HostLeases
@@ -81,7 +81,7 @@ class EnginePool:
             leases=self._leases,
             budget=self._budget,
             devices=self._devices,
-            ports=ports or engine_process.free_port,
+            ports=ports or engine_command.free_port,
             hide=hide or (lambda _secret: None),
             tell=self._tell,
             stop=self._stop,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_vllmperf.adapters.engine_process import child_environment, missing_model
+from pytest_vllmperf.adapters.engine_command import child_environment, missing_model
 from pytest_vllmperf.adapters.interpreter import inspect_interpreter
 from pytest_vllmperf.adapters.vllm_flags import known_flags
 from pytest_vllmperf.domain.flag_check import flag_problems

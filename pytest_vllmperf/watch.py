@@ -143,6 +143,7 @@ class Life:
 
     def __exit__(self, *_exc: object) -> None:
         self._stop.set()
+        self._verdict = self._verdict or self._ended()  # requests to a dead engine fail faster than this looks
 
     def _run(self) -> None:
         from pytest_vllmperf.adapters.control_client import ControlClient

@@ -9,7 +9,7 @@ import pytest
 from foreign_vllm import foreign_vllm
 from test_pool import CPU
 
-from pytest_vllmperf.adapters import engine_process
+from pytest_vllmperf.adapters import engine_command
 from pytest_vllmperf.adapters.control_client import ControlClient
 from pytest_vllmperf.domain.engine import EngineConfig
 from pytest_vllmperf.domain.workload import Workload
@@ -38,7 +38,7 @@ def pool_of(tmp_path):
 @pytest.fixture
 def served(monkeypatch):
     """A server somebody else runs, with a key; its address."""
-    port = engine_process.free_port()
+    port = engine_command.free_port()
     fake = Path(__file__).with_name("fake_engine.py")
     monkeypatch.setenv("SOMEBODYS_KEY", "somebodys-key")
     with subprocess.Popen(
@@ -97,12 +97,12 @@ def test_another_servers_command_line_is_filled_in(pool_of, fake_command):
         health_path="/v1/models",
         api_key_env="LLAMA_API_KEY",
     )
-    command = engine_process.launch_command(config, port=7)
+    command = engine_command.launch_command(config, port=7)
     assert command[2:] == ("--model", "m", "--host", "127.0.0.1", "--port", "7", "--json", "{a}", "--fake-ttft-ms", "1")
-    assert str(Path("~/m.gguf").expanduser()) in engine_process.launch_command(
+    assert str(Path("~/m.gguf").expanduser()) in engine_command.launch_command(
         EngineConfig(name="x", model="~/m.gguf", command=("s", "-m", "{model}", "-p", "{port}")), port=7
     )
-    env = engine_process.child_environment(config, device="cpu", api_key="k", gpu_uuids=(), base={})
+    env = engine_command.child_environment(config, device="cpu", api_key="k", gpu_uuids=(), base={})
     assert env["LLAMA_API_KEY"] == "k"
     assert "VLLM_API_KEY" not in env
 

@@ -18,7 +18,7 @@ import pytest
 from test_pool import CPU, choose
 from traces import until
 
-from pytest_vllmperf.adapters import engine_process
+from pytest_vllmperf.adapters import engine_command
 from pytest_vllmperf.adapters.control_client import ControlClient
 from pytest_vllmperf.adapters.guardian.state import _shared_memory_of
 from pytest_vllmperf.domain.engine import EngineConfig
@@ -289,7 +289,7 @@ def test_start_failures_are_told_with_the_right_advice(pool, monkeypatch):
         taken.listen()
         port = taken.getsockname()[1]
         choose(monkeypatch, port, port)
-        monkeypatch.setattr(engine_process, "is_port_free", lambda _port: True)
+        monkeypatch.setattr(engine_command, "is_port_free", lambda _port: True)
         since = time.monotonic()
         with pytest.raises(EngineExited, match=r"\[port-taken\]"):
             pool().acquire("one")

@@ -117,7 +117,7 @@ def _size(memory_bytes: int | None) -> str:
 
 
 def _port() -> Check:
-    from pytest_vllmperf.adapters.engine_process import free_port
+    from pytest_vllmperf.adapters.engine_command import free_port
 
     try:
         port = free_port()

@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> Answer:
 
 
 def _check_free(port: int) -> None:
-    from pytest_vllmperf.adapters.engine_process import is_port_free
+    from pytest_vllmperf.adapters.engine_command import is_port_free
     from pytest_vllmperf.errors import EngineError
 
     if not is_port_free(port):

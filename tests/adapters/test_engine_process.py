@@ -12,14 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_vllmperf.adapters.engine_process import (
-    EngineProcess,
+from pytest_vllmperf.adapters.engine_command import (
     child_environment,
     free_port,
     is_port_free,
     launch_command,
     missing_model,
 )
+from pytest_vllmperf.adapters.engine_process import EngineProcess
 from pytest_vllmperf.domain.engine import EngineConfig
 from pytest_vllmperf.errors import EngineError
 

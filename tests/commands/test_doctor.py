@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pytest_vllmperf import cli
-from pytest_vllmperf.adapters import engine_process, gpu
+from pytest_vllmperf.adapters import engine_command, gpu
 from pytest_vllmperf.commands import doctor
 from pytest_vllmperf.domain.environment import Gpu
 
@@ -54,7 +54,7 @@ def test_without_loopback_no_engine_can_run(
     def refused() -> int:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(engine_process, "free_port", refused)
+    monkeypatch.setattr(engine_command, "free_port", refused)
     assert cli.main(["doctor", "--offline"]) == 1
     shown = capsys.readouterr().out
     assert "bad   ports" in shown
@@ -70,7 +70,7 @@ def test_few_open_files_are_noted_with_the_cure(monkeypatch: pytest.MonkeyPatch)
 
 def test_an_unreachable_hub_is_noted_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{engine_process.free_port()}")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{engine_command.free_port()}")
     found = {check.name: check for check in doctor.examine(Path(), offline=False)}["model hub"]
     assert found.state == "note"
     assert "HF_HUB_OFFLINE=1" in found.fix

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from traces import until
 
-from pytest_vllmperf.adapters.engine_process import free_port
+from pytest_vllmperf.adapters.engine_command import free_port
 
 CONFTEST = """
 from pytest_vllmperf import EngineConfig
