@@ -67,7 +67,7 @@ def with_thinking_tokens(out: Path) -> Path:
 
 
 def broken_weights(out: Path, last_norm: float) -> Path:
-    """Every output of the last layer times ``last_norm``: 0 or NaN, as broken kernels give, whatever is asked.
+    """The last layer's output times ``last_norm``: with 0 all tokens are alike, as broken kernels make them.
 
     Token 0 then is the likeliest. It is "!" here, as it is in the vocabularies of Qwen, GPT-2 and many others, whose
     broken models therefore write "!!!!".

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -13,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from degraded_models import BUNDLED, awq_in_wrong_order, quantize, three_bits, with_defaults, with_thinking_tokens
+from degraded_models import (
+    BUNDLED,
+    awq_in_wrong_order,
+    broken_weights,
+    quantize,
+    three_bits,
+    with_defaults,
+    with_thinking_tokens,
+)
 
 from pytest_vllmperf.domain.engine import EngineConfig, EngineHandle
 from pytest_vllmperf.domain.gate import judge_all
@@ -30,7 +39,7 @@ pytestmark = [
 
 CPU_ARGS = {"enforce-eager": True, "gpu-memory-utilization": 0.2, "max-model-len": 2048}
 TASK = replace(BUILT_IN_TASKS["tinymath"], questions=200)
-VARIANTS = ("awq", "w4a16", "w8a8", "fp8", "int3", "awq-wrong-order", "zeroed")
+VARIANTS = ("awq", "w4a16", "w8a8", "fp8", "int3", "awq-wrong-order")
 SHARED = Path(os.environ.get("VLLMPERF_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 """Directories of published data sets (ifeval/input_data.jsonl, …), which are not part of this repository."""
 QUESTIONS = [json.loads(line) for line in (BUNDLED / "test.jsonl").read_text().splitlines()]
@@ -64,6 +73,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnginePool]:
         "thinking": with_thinking_tokens(folder / "thinking"),
         "int3": three_bits(folder / "int3"),
         "awq-wrong-order": awq_in_wrong_order(folder / "wrong"),
+        "zeros": broken_weights(folder / "zeros", 0.0),
         **{kind: script.variant(kind, folder / kind) for kind in script.FORMATS},
     }
     engines = {
@@ -71,7 +81,8 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnginePool]:
         for name, path in models.items()
     }
     # vLLM makes bfloat16 of a float32 checkpoint, transformers does not: the same arithmetic on both sides
-    engines["base"] = replace(engines["base"], cpu_args={**CPU_ARGS, "dtype": "float32"})
+    float32 = {**CPU_ARGS, "dtype": "float32", "trust-request-chat-template": True}
+    engines["base"] = replace(engines["base"], cpu_args=float32)
     parser = {**CPU_ARGS, "reasoning-parser": "deepseek_r1"}
     engines["thinking"] = replace(engines["thinking"], cpu_args=parser)
     pool = EnginePool(
@@ -90,7 +101,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base(pool: EnginePool, store: Path, choices: Path) -> Iterator[Served]:
+def base(pool: EnginePool, store: Path, choices: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     handle = pool.acquire("base")
     served = Served()
     served.ask("standard", handle, TASK, store=store)
@@ -105,12 +116,29 @@ def base(pool: EnginePool, store: Path, choices: Path) -> Iterator[Served]:
     served.ask("never ends", handle, replace(few, sampling={"ignore_eos": True}))
     served.ask("prompt cut", handle, replace(few, sampling={"truncate_prompt_tokens": 12}))
     served.ask("other name", replace(handle, model_name="tinymath-awq"), few)
+    for name, chat_template in WRONG_TEMPLATES.items():
+        served.ask(name, handle, replace(few, sampling={"chat_template": chat_template}))
+    served.ask("wrong endpoint", handle, replace(few, api="completions", prompt="{{question}}"))
+    with answers_cached_by_lm_eval(tmp_path_factory.mktemp("cache") / "answers.db"):
+        served.ask("asked", handle, few)
+        served.ask("cached", handle, few)
     served.ask("choices", handle, FOUR_CHOICES, data=choices)
     if (SHARED / "ifeval").is_dir():
         served.ask("ifeval", handle, replace(BUILT_IN_TASKS["ifeval"], questions=40, max_gen_toks=64), data=SHARED)
     served.extra["built in"] = local_chat_completions(handle, served.found["standard"])
     yield served
     pool.release("base")
+
+
+@pytest.fixture(scope="module")
+def broken(pool: EnginePool, store: Path, base: Served) -> Served:
+    """An engine whose weights give nothing: asked alone, and with the unbroken one as reference."""
+    handle = pool.acquire("zeros")
+    served = Served()
+    served.ask("alone", handle, replace(TASK, questions=40))
+    served.ask("compared", handle, replace(TASK, reference="base"), store=store)
+    pool.release("zeros")
+    return served
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +159,27 @@ def variants(pool: EnginePool, store: Path, base: Served) -> dict[str, Evaluatio
         found[name] = evaluate_recorded(handle, replace(TASK, reference="base"), store=store)
         pool.release(name)
     return found
+
+
+# ---------------------------------------------------------------------- ways to go wrong
+
+WRONG_TEMPLATES = {
+    "template of another model": "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}",
+    "template without the question": "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n",
+}
+
+
+@contextlib.contextmanager
+def answers_cached_by_lm_eval(path: Path) -> Iterator[None]:
+    """lm-eval's ``use_cache``, which this package never turns on."""
+    from lm_eval.api.model import CachingLM
+
+    from pytest_vllmperf.adapters import lm_eval_runner
+
+    score = lm_eval_runner.score
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm_eval_runner, "score", lambda task, model, ids: score(task, CachingLM(model, str(path)), ids))
+        yield
 
 
 # ---------------------------------------------------------------------- the same by other means
@@ -278,12 +327,32 @@ def test_sampling_defaults_of_the_model_are_not_measured_and_told(base):
         ("never ends", ("answers were cut", "ignore_eos is set in sampling")),
         ("prompt cut", ("checked prompts did not reach the model whole", ": 12 of ")),
         ("other name", ("the engine lists no model 'tinymath-awq', but 'tinymath'",)),
+        ("cached", ("60 questions were to be asked, 0 requests were made and 60 answers scored",)),
+        ("template of another model", ("sums of two small numbers came out right", "wrong or missing chat template")),
+        ("template without the question", ("are the same text as the answer to another question", "chat template")),
+        ("wrong endpoint", ("the wrong endpoint",)),
     ],
 )
 def test_a_collapse_on_a_healthy_model_is_invalid_with_its_cause(base, name, says):
     told = "\n".join(base.found[name].summary.invalid)
     for part in says:
         assert part in told
+
+
+def test_weights_that_give_nothing_are_told_by_what_they_write(broken):
+    """Qwen's "!!!!": whatever is asked, token 0 is the likeliest."""
+    found = broken.found["alone"]
+    assert {frozenset(answer.text or "") for answer in found.answers} == {frozenset("!")}
+    told = "\n".join(found.summary.invalid)
+    assert "answers end in one phrase over and over: '!!!!" in told
+    assert "broken weights or kernels" in told
+
+
+def test_weights_that_give_nothing_fail_where_a_reference_shows_it(broken):
+    found = broken.found["compared"]
+    assert found.summary.invalid == ()
+    assert judged(found)["kl_mean"] is Outcome.FAIL
+    assert "the model itself is broken, not the measurement" in "\n".join(found.summary.warnings)
 
 
 def test_a_reasoning_parser_that_swallows_the_answers_is_named(thinking):

@@ -16,6 +16,7 @@ _END_CHARS = 120
 _LOOP_WINDOW = 400
 _LOOP_CHARS = 40
 _LOOP = re.compile(r"(.{1,40}?)\1{9,}\s*\Z", re.DOTALL)
+_SENTENCES = re.compile(r"(?<=[.!?])\s+|\n+")
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
 
 
@@ -33,12 +34,15 @@ def early_stops(answers: Sequence[Answer], gated: Sequence[Score]) -> list[Answe
 
 
 def misread(answers: Sequence[Answer], gated: Sequence[Score]) -> list[Answer]:
-    """Answers the gated filter scores wrong although they state the right number at their end."""
+    """Answers the gated filter scores wrong although they state the right number at their end.
+
+    A right number in the working alone, with another one stated after it, is a wrong answer and no misreading.
+    """
     golds = {score.doc_id: stated_number(score.target) for score in gated if not score.value}
     return [
         answer
         for answer in answers
-        if (gold := golds.get(answer.doc_id)) is not None and gold in _numbers((answer.text or "")[-_END_CHARS:])
+        if (gold := golds.get(answer.doc_id)) is not None and gold in _stated((answer.text or "")[-_END_CHARS:])
     ]
 
 
@@ -83,5 +87,8 @@ def stated_number(target: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _numbers(text: str) -> set[float]:
-    return {float(number.replace(",", "")) for number in _NUMBER.findall(text)}
+def _stated(text: str) -> set[float]:
+    """Numbers of the last two sentences that have any; an equation before the last one is working."""
+    numbered = [sentence for sentence in _SENTENCES.split(text) if _NUMBER.search(sentence)][-2:]
+    stating = [sentence for sentence in numbered if sentence is numbered[-1] or "=" not in sentence]
+    return {float(number.replace(",", "")) for sentence in stating for number in _NUMBER.findall(sentence)}

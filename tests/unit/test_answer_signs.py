@@ -51,13 +51,17 @@ def test_the_result_of_a_right_answer_is_read_as_a_number(target, number):
         "The answer is 18...",
         r"Therefore \[ \boxed{18} \]",
         "**18**",
+        "9 + 9 = 18. So there are 18 boxes. They go to 5 shops.",
+        "The sum is\n9 + 9 = 18",
     ],
 )
 def test_an_answer_that_states_the_right_number_in_another_form_is_misread(text):
     assert [a.doc_id for a in misread([answer(3, text)], [wrong(3, "#### 18")])] == [3]
 
 
-@pytest.mark.parametrize("text", ["It is 180.", "18 boxes. " + "And so on. " * 20 + "It is 7.", "", "eighteen"])
+@pytest.mark.parametrize(
+    "text", ["It is 180.", "18 boxes. " + "And so on. " * 20 + "It is 7.", "9 + 9 = 18. It is $20.", "", "eighteen"]
+)
 def test_a_number_that_is_not_there_or_only_in_the_working_is_not(text):
     assert misread([answer(3, text)], [wrong(3, "18")]) == []
 
