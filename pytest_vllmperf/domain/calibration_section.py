@@ -31,7 +31,7 @@ def calibration_section(proposals: Sequence[Proposal], *, file: str, failure: st
     return Section(
         id="calibration",
         title="Proposed limits",
-        sentences=(written, *without),
+        sentences=(written, *_far(proposals), *without),
         tables=(
             Table(
                 head=("engine", "workload", "metric", "level", "sd", "launches", "so far", "proposed", "limit", "why"),
@@ -58,6 +58,25 @@ def _row(proposal: Proposal) -> tuple[str | Cell, ...]:
         str(proposal.action),
         proposal.reason,
     )
+
+
+_FAR = 2.0
+
+
+def _far(proposals: Sequence[Proposal]) -> tuple[str, ...]:
+    """A warning where limits lie so far from their levels that they would let much pass."""
+    apart = {
+        p: max(p.bound, p.level) / min(p.bound, p.level)
+        for p in proposals
+        if p.change is not None and p.bound and p.level and p.spread is not None
+    }
+    far = [p for p, ratio in apart.items() if ratio > _FAR]
+    if not far:
+        return ()
+    worst = max(far, key=apart.__getitem__)
+    where = f"{worst.subject.engine} × {worst.subject.workload} {worst.metric}"
+    more = "the launches differ much, and more of them (--vllmperf-launches=8) bring limits nearer"
+    return (f"{len(far)} far from the level, up to {apart[worst]:.2g} times ({where}): {more}",)
 
 
 _REASONS_SHOWN = 3

@@ -215,5 +215,9 @@ def test_the_section_counts_what_was_done_and_says_why_the_rest_was_not() -> Non
     found = calibration_section([proposed(good, "time_to_ready"), *none], file="thresholds.toml", failure=None)
     assert found.sentences[0] == "thresholds.toml: 1 added"
     assert found.sentences[1].startswith("2 without a limit: e × w error_rate: failed requests")
+    noisy = proposed(launches("time_to_ready", 20.0, 50.0, 80.0), "time_to_ready")
+    warned = calibration_section([proposed(good, "time_to_ready"), noisy], file="thresholds.toml", failure=None)
+    assert warned.sentences[1].startswith("1 far from the level, up to ")
+    assert "times (e × w time_to_ready): the launches differ much" in warned.sentences[1]
     failed = calibration_section([], file="thresholds.toml", failure="no limits were written: why")
     assert (failed.sentences, failed.kind) == (("no limits were written: why",), "invalid")
