@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vllmperf.domain.engine import EngineConfig, flags
+from pytest_vllmperf.domain.records import LoadRun
 from pytest_vllmperf.domain.summary import Summary, summarize
 from pytest_vllmperf.domain.workload import Workload
 from pytest_vllmperf.experiment import Launch
@@ -25,7 +26,7 @@ from pytest_vllmperf.load.worker import Drive
 if TYPE_CHECKING:
     from reference import ReferenceServer
 
-__all__ = ["MODEL", "ReferenceLauncher", "measured"]
+__all__ = ["MODEL", "ReferenceLauncher", "driven", "measured"]
 
 MODEL = "reference"
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]
@@ -33,6 +34,11 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]
 
 def measured(server: ReferenceServer, workload: Workload, *, engine: str, seed: int) -> Summary:
     """One load run against a live reference server, driven from this process."""
+    return driven(server, workload, engine=engine, seed=seed)[0]
+
+
+def driven(server: ReferenceServer, workload: Workload, *, engine: str, seed: int) -> tuple[Summary, LoadRun]:
+    """Likewise, with the records behind it."""
     plan = Plan(
         workload=workload,
         base_url=server.base_url,
@@ -45,7 +51,7 @@ def measured(server: ReferenceServer, workload: Workload, *, engine: str, seed: 
     drive = Drive(plan)
     run = drive.run()
     run = type(run)(**{name: getattr(run, name) for name in run.__slots__} | {"records": tuple(drive.records())})
-    return summarize(run, engine=engine, model=MODEL, workload=workload)
+    return summarize(run, engine=engine, model=MODEL, workload=workload), run
 
 
 @dataclass

@@ -26,6 +26,7 @@ class Options:
     workers: int
     reuse: bool
     judging: Judging
+    resume: bool = False
     quality: str | None = None
     data: Path | None = None
     answers: Path | None = None

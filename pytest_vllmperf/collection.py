@@ -269,7 +269,7 @@ def _killed_run(config: pytest.Config) -> list[str]:
     from pytest_vllmperf.adapters.run_journal import JOURNAL, left_by_a_killed_run
 
     kept = left_by_a_killed_run(config.stash[SESSION].options.report_directory / JOURNAL)
-    if kept is None:
+    if kept is None or config.stash[SESSION].options.resume:
         return []
     return [
         f"vllmperf: an earlier run was killed; its results are kept: vllmperf merge --partial {_shown(config, kept)}"

@@ -41,6 +41,8 @@ def open_journal(run: Session) -> JournalWriter:
             "record_only": run.options.record_only,
         }
     )
+    for line in run.resumed:
+        journal.test(line)
     return journal
 
 

@@ -86,6 +86,12 @@ def add_options(parser: pytest.Parser) -> None:
         "'vllmperf stop'; an engine unused for an hour ends by itself.",
     )
     group.addoption(
+        "--vllmperf-resume",
+        action="store_true",
+        help="Go on with the run in the report directory that was killed or interrupted: what its tests found is taken "
+        "over, the others run, and engines that have none left are not launched. Not with -n.",
+    )
+    group.addoption(
         "--vllmperf-report-dir",
         metavar="DIR",
         help="Where reports and engine logs go. Default: ini vllmperf_report_dir, else reports/latest.",
@@ -306,6 +312,7 @@ def session_of(config: pytest.Config) -> Session:
             workers=_workers(config),
             judging=_judging(config, engines),
             reuse=config.getoption("--vllmperf-reuse"),
+            resume=_resume(config),
             quality=config.getoption("--vllmperf-quality"),
             data=_data(config),
             answers=_answers(config),
@@ -320,6 +327,20 @@ def session_of(config: pytest.Config) -> Session:
     _ = session.selected_engines  # a wrong --vllmperf-engine is told now
     session.check_selected_workloads()
     return session
+
+
+def _resume(config: pytest.Config) -> bool:
+    """Whether to go on with an unfinished run.
+
+    Raises:
+        ConfigError: With workers, each of which would have to leave out the same tests.
+    """
+    from pytest_vllmperf.errors import ConfigError
+
+    asked = bool(config.getoption("--vllmperf-resume"))
+    if asked and (is_worker(config) or getattr(config.option, "numprocesses", None)):
+        raise ConfigError("--vllmperf-resume goes on in one process; leave out -n")
+    return asked
 
 
 def _data(config: pytest.Config) -> Path | None:

@@ -103,14 +103,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     items[:], idle = collection.split_comparisons(items)
     items[:], left_out = collection.split_by_workload(items, session)
-    if idle:
+    items[:], done = _resumed(session, items) if session.options.resume else (items, [])
+    if idle or done:
         partial = config.stash[STATE].partial
-        config.hook.pytest_deselected(items=idle)
-        config.stash[STATE].partial = partial  # nobody asked for these
+        config.hook.pytest_deselected(items=[*idle, *done])
+        config.stash[STATE].partial = partial  # nobody asked for these, or they ran before
     if left_out:
         config.hook.pytest_deselected(items=left_out)
     collection.order_by_engine(items, session)
     config.stash[STATE].uses_engines = any(collection.engines_of(item) for item in items)
+
+
+def _resumed(session: Session, items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """Tests to run, and those an unfinished run has done."""
+    from pytest_vllmperf.errors import ConfigError
+    from pytest_vllmperf.resuming import take_over
+
+    try:
+        return take_over(session, items)
+    except ConfigError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -286,15 +298,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 # ---------------------------------------------------------------------------- the end
 
 
-def pytest_vllmperf_sections(report: Report) -> list[Section]:
-    """What this package adds to the report itself: comparisons, engines and variants side by side."""
+def pytest_vllmperf_sections(config: pytest.Config, report: Report) -> list[Section]:
+    """What this package adds to the report itself: choices, comparisons, engines and variants side by side."""
+    from pytest_vllmperf.domain.choice_section import choice_sections
     from pytest_vllmperf.domain.comparison_section import comparison_sections
     from pytest_vllmperf.domain.quality_section import quality_sections
     from pytest_vllmperf.domain.side_by_side_section import side_by_side_sections
 
     engines = [engine.name for engine in report.engines if "-beside-" not in engine.name]
     compared = [(v.against, v.engine) for v in report.verdicts if v.against is not None]
+    matrix = [name for name in config.stash[SESSION].engines if name in engines]
     return [
+        *choice_sections(matrix, report.summaries, config.stash[SESSION].thresholds.rules),
         *comparison_sections(report.verdicts),
         *side_by_side_sections(engines, report.summaries, compared),
         *quality_sections(report.summaries, report.verdicts),

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_vllmperf.domain.engine import EngineConfig
 from pytest_vllmperf.domain.workload import Workload
@@ -62,6 +62,8 @@ class Session:
     proofs: dict[str, Proof] = field(default_factory=dict)
     launches: dict[tuple[str, str], int] = field(default_factory=dict)
     comparisons: dict[str, Compared | VllmPerfError] = field(default_factory=dict)
+    resumed: list[Mapping[str, Any]] = field(default_factory=list)
+    """Lines of the journal of the run this one goes on with."""
     capacities: dict[tuple[str, str], tuple[Summary, FoundCapacity]] = field(default_factory=dict)
     loose: list[Summary] = field(default_factory=list)
     limits_sent: str | None = None

@@ -72,6 +72,7 @@ def thresholds_page() -> str:
             f"| `[defaults]` | {listed(threshold_file._DEFAULTS)}; `inconclusive` is one of {listed(threshold_file._INCONCLUSIVE)} |",
             f"| `match` of a `[[limit]]` | {listed(MATCH_KEYS)}; an absent key matches anything, globs are allowed |",
             f"| a metric of a `[[limit]]` | {listed(threshold_file._LIMIT)} |",
+            f"| `[[choice]]` | {listed(threshold_file._CHOICE)}; in `require`: {listed(threshold_file._REQUIREMENT)} |",
             f"| `[quality.tasks.NAME]` | {listed(f.name for f in fields(QualityTask) if f.name != 'name')} |",
             "",
             "Of the tables that match, per metric, the one with most keys given exactly wins, then the one with most given by "

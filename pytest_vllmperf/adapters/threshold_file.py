@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeGuard
 
+from pytest_vllmperf.domain.choice import Requirement, Rule
 from pytest_vllmperf.domain.metrics import Better, Metric, judgeable_metric
 from pytest_vllmperf.domain.quality import QualityTask
 from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS, task_with_options
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["check_thresholds", "read_thresholds"]
 
 _VERSION = 1
-_TOP_LEVEL = ("version", "defaults", "limit", "quality")
+_TOP_LEVEL = ("version", "defaults", "limit", "choice", "quality")
 _DEFAULTS = ("launches", "rounds", "inconclusive")
 _INCONCLUSIVE = ("warn", "fail")
 _LIMIT = ("max", "min", "tolerance", "required")
+_CHOICE = ("use", "workload", "best", "tolerance", "require")
+_REQUIREMENT = ("metric", "workload", "max", "min")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -129,8 +132,8 @@ class _Reader:
         self.problems: list[str] = []
 
     def problem(self, where: str, value: object, why: str) -> None:
-        number = re.match(r"limit\[(\d+)\]", where)
-        table = f" (in [[limit]] no. {number[1]})" if number else ""
+        number = re.match(r"(limit|choice)\[(\d+)\]", where)
+        table = f" (in [[{number[1]}]] no. {number[2]})" if number else ""
         self.problems.append(f"{self.file}: {where} = {_shown(value)}{table}: {why}")
 
     def unknown_keys(self, where: str, table: Mapping[str, object], allowed: Collection[str]) -> None:
@@ -158,6 +161,7 @@ class _Reader:
         tables = self.limit_tables(document.get("limit", []))
         return Thresholds(
             tables=tables,
+            rules=self.choices(document.get("choice", [])),
             launches=launches,
             rounds=rounds,
             inconclusive=inconclusive,
@@ -223,6 +227,75 @@ class _Reader:
             sound += tables[-1:] if match_is_sound else []
         self.duplicates(sound)
         return tuple(tables)
+
+    def choices(self, value: object) -> tuple[Rule, ...]:
+        if not isinstance(value, list):
+            self.problem("choice", value, "rules are an array of tables; write [[choice]] with two brackets")
+            return ()
+        rules = (self.rule(f"choice[{number}]", given) for number, given in enumerate(value, start=1))
+        return tuple(rule for rule in rules if rule is not None)
+
+    def rule(self, where: str, value: object) -> Rule | None:
+        """What is wanted for one use, and what must hold besides."""
+        before = len(self.problems)
+        table = self.table(where, value, '[[choice]] with use = "many users"')
+        self.unknown_keys(where, table, _CHOICE)
+        use = self.text(f"{where}.use", table.get("use"), '"many users"')
+        workload = self.name(f"{where}.workload", table.get("workload"))
+        best = self.metric(f"{where}.best", table.get("best"))
+        tolerance = self.quantity(f"{where}.tolerance", table["tolerance"], "ratio") if "tolerance" in table else None
+        given = table.get("require", [])
+        if not isinstance(given, list):
+            self.problem(f"{where}.require", given, f"must be a list of tables such as [{_A_REQUIREMENT}]")
+            given = []
+        needs = [self.requirement(f"{where}.require[{n}]", one) for n, one in enumerate(given, start=1)]
+        if len(self.problems) > before or best is None:
+            return None
+        return Rule(
+            use=use,
+            workload=workload,
+            best=best.name,
+            tolerance=tolerance,
+            requires=tuple(need for need in needs if need is not None),
+            where=f"{self.file}: {where}",
+        )
+
+    def requirement(self, where: str, value: object) -> Requirement | None:
+        table = self.table(where, value, _A_REQUIREMENT)
+        self.unknown_keys(where, table, _REQUIREMENT)
+        metric = self.metric(f"{where}.metric", table.get("metric"))
+        if metric is None:
+            return None
+        if not {"max", "min"} & set(table):
+            self.problem(where, value, f"requires nothing; give {_right_key(metric)}")
+        return Requirement(
+            metric=metric.name,
+            workload=self.name(f"{where}.workload", table["workload"]) if "workload" in table else None,
+            maximum=self.bound(where, "max", table, metric),
+            minimum=self.bound(where, "min", table, metric),
+            text=_text(table, metric) if {"max", "min"} & set(table) else "",
+        )
+
+    def text(self, where: str, value: object, example: str) -> str:
+        if isinstance(value, str) and value:
+            return value
+        self.problem(where, value, f"must be a string that is not empty, such as {example}")
+        return ""
+
+    def name(self, where: str, value: object) -> str:
+        """A workload or quality task by its exact name."""
+        known = self.names["workload"]
+        if isinstance(value, str) and value in known:
+            return value
+        self.problem(where, value, f"workload is not declared; {_choices(str(value), known)}")
+        return ""
+
+    def metric(self, where: str, value: object) -> Metric | None:
+        try:
+            return judgeable_metric(self.text(where, value, '"output_throughput"') or "output_throughput")
+        except UnknownMetric as error:
+            self.problem(where, value, str(error))
+            return None
 
     def match(self, where: str, value: object) -> Match:
         table = self.table(where, value, '{ engine = "baseline" }')
@@ -304,6 +377,7 @@ class _Reader:
                     )
 
 
+_A_REQUIREMENT = '{ metric = "ttft_mean", workload = "heavy", max = "2 s" }'
 _EXAMPLE_KEYS = {
     "hardware": '"NVIDIA H200"',
     "model": '"Qwen/Qwen2.5-7B-Instruct*"',

@@ -9,8 +9,9 @@ traffic: exponential, and the steeper the more of the capacity is spare (Kingman
     ln P(use > u, rate r) = ln(1 - target) + k - k(r) u + b d,   k(r) = k exp(-g d),   d = ln(r / capacity)
 
 so that at u = 1 and d = 0 exactly 1 - target of the requests exceed it; b is how much more often a request meets a
-queue at all when the rate grows. Capacity, k, g and b lie on a grid with even weights, and the likelihood is divided by
-the spread of the episodes' lengths (that of a compound Poisson process, E[length²] / E[length]). Probes find a bracket
+queue at all when the rate grows. Capacity, k, g and b lie on a grid with even weights. For the interval the likelihood
+is divided by the spread of the episodes' lengths (that of a compound Poisson process, E[length²] / E[length]), for the
+middle by its root. Probes find a bracket
 first, then go where the posterior of the capacity has its middle (stochastic bisection, after Waeber, Frazier and
 Henderson 2013), until it is narrow and another probe inside it agreed.
 """
@@ -47,6 +48,8 @@ _STEEPNESS, _SPARE = (1.5, 40, 14), (0.5, 25, 12)
 """Geometric grids of k and g: coarser ones bias the capacity by several per cent where the evidence is sharp."""
 _BUSIER = (2.0, 6.0)
 """Values of b: with few slots a queue is there more often gradually, with many all at once (Halfin and Whitt 1981)."""
+_TRUST = 0.5
+"""Power of the spread for the middle: dividing by all of it, as the interval must, leaves the middle to the grid."""
 _CALM = 5.0
 """Probes with up to so many times 1 - target of misses tell the spread of episodes."""
 
@@ -244,18 +247,17 @@ class CapacitySearch:
         busier = np.array(_BUSIER)[None, None, None, :]
         thresholds = _thresholds(probes)
         support = np.zeros((len(places), steepness.size, spare.size, busier.size))
-        spread = self._spread(probes, thresholds[0])
         for probe, log in zip(probes, logs, strict=True):
             apart = np.clip(log - places, -1.5, 1.5)[:, None, None, None]
             here = steepness * np.exp(-np.clip(spare * apart, -4, 4))
             at_limit = math.log(1 - self.target) + steepness - here + busier * apart
             shares = [np.exp(np.clip(at_limit + here * (1 - u), -25, -1e-6)) for u in thresholds]
-            support += _likelihood(probe, thresholds, shares) / spread
-        density = np.exp(support - support.max()).sum(axis=(1, 2, 3))
-        cumulative = np.cumsum(density) / density.sum()
+            support += _likelihood(probe, thresholds, shares)
+        spread = self._spread(probes, thresholds[0])
         tail = (1 - _CREDIBLE) / 2
-        low, median, high = (float(np.exp(np.interp(q, cumulative, places))) for q in (tail, 0.5, 1 - tail))
-        return median, low, high
+        (median,) = _quantiles(support / spread**_TRUST, places, (0.5,))
+        low, high = _quantiles(support / spread, places, (tail, 1 - tail))
+        return median, min(low, median), max(high, median)
 
     def _spread(self, probes: Sequence[Probe], threshold: float) -> float:
         """E[length²] / E[length] of the episodes, by the probes near the capacity: beyond it they run into each other.
@@ -266,6 +268,15 @@ class CapacitySearch:
         lengths = [n for p in probes if p.missed <= allowed for n in p.episodes(threshold)]
         total = sum(lengths)
         return max(1.0, sum(n * n for n in lengths) / total) if total else 1.0
+
+
+def _quantiles(support: np.ndarray, places: np.ndarray, wanted: Sequence[float]) -> list[float]:
+    """Quantiles of the capacity, by a log-likelihood over places and everything else."""
+    import numpy as np
+
+    density = np.exp(support - support.max()).sum(axis=(1, 2, 3))
+    cumulative = np.cumsum(density) / density.sum()
+    return [float(np.exp(np.interp(q, cumulative, places))) for q in wanted]
 
 
 def _stride(side: Sequence[float]) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
+from pytest_vllmperf.domain.choice import Rule
 from pytest_vllmperf.domain.metrics import Metric, judgeable_metric
 from pytest_vllmperf.domain.units import format_quantity
 from pytest_vllmperf.errors import LimitTie
@@ -132,7 +133,7 @@ class LimitTable:
 class Thresholds:
     """A whole thresholds file. ``quality_tasks`` holds the options of ``[quality.tasks.*]`` as read.
 
-    ``rounds`` is None where the file leaves it to the device.
+    ``rounds`` is None where the file leaves it to the device; ``rules`` are those of ``[[choice]]``.
     """
 
     tables: tuple[LimitTable, ...] = ()
@@ -140,6 +141,7 @@ class Thresholds:
     rounds: int | None = None
     inconclusive: str = "warn"
     quality_tasks: Mapping[str, Mapping[str, object]]
+    rules: tuple[Rule, ...] = ()
     path: str | None = None
 
 

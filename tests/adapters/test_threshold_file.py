@@ -115,7 +115,7 @@ def test_an_almost_empty_file_has_defaults_and_no_limits(path: Path) -> None:
 
 
 ONE_MISTAKE = [
-    ("foo = 1", ["foo = 1: key 'foo' is unknown", "allowed: version, defaults, limit, quality"]),
+    ("foo = 1", ["foo = 1: key 'foo' is unknown", "allowed: version, defaults, limit, choice, quality"]),
     ("[default]\nlaunches = 1", ["default = ", "did you mean 'defaults'?"]),
     ("defaults = 3", ["defaults = 3: must be a table"]),
     ("[defaults]\nlaunch = 1", ["defaults.launch = 1: key 'launch' is unknown; did you mean 'launches'?"]),
@@ -374,3 +374,47 @@ def test_any_text_is_read_or_is_a_threshold_file_error(tmp_path_factory: pytest.
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ThresholdFileError):  # none of these letters spell "version"
         read_thresholds(path, engines=ENGINES, workloads=WORKLOADS)
+
+
+# ---------------------------------------------------------------------- [[choice]]
+
+RULES = """
+version = 1
+
+[[choice]]
+use = "many users"
+workload = "heavy"
+best = "output_throughput"
+tolerance = "3 %"
+require = [
+    { metric = "ttft_mean", workload = "heavy", max = "2 s" },
+    { metric = "device_memory_peak", max = "12 GiB" },
+]
+"""
+
+
+def test_rules_of_choice_are_read_with_their_requirements(path: Path) -> None:
+    (rule,) = read(path, RULES).rules
+    assert (rule.use, rule.workload, rule.best, rule.tolerance) == ("many users", "heavy", "output_throughput", 0.03)
+    assert rule.where == "thresholds.toml: choice[1]"
+    first, second = rule.requires
+    assert (first.metric, first.workload, first.maximum, first.text) == ("ttft_mean", "heavy", 2.0, "≤ 2 s")
+    assert (second.workload, second.maximum) == (None, 12 * 2**30)
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong", "told"),
+    [
+        ('use = "many users"', "", "(in [[choice]] no. 1): must be a string that is not empty, such as"),
+        ('workload = "heavy"\nbest', 'workload = "hevy"\nbest', "workload is not declared; did you mean 'heavy'"),
+        ('"output_throughput"', '"ttft"', "metric 'ttft' is a distribution; judge one of its statistics"),
+        ('"3 %"', '"3 s"', 'choice[1].tolerance = "3 s"'),
+        ('max = "2 s"', 'min = "2 s"', "is the wrong direction: lower TTFT mean is better"),
+        (', max = "12 GiB"', "", "requires nothing; give max"),
+        ("[[choice]]", "[choice]", "rules are an array of tables; write [[choice]] with two brackets"),
+        ("tolerance =", "within =", "key 'within' is unknown"),
+    ],
+)
+def test_what_is_wrong_in_a_rule_is_told(path: Path, given: str, wrong: str, told: str) -> None:
+    assert given in RULES
+    assert any(told in problem for problem in problems(path, RULES.replace(given, wrong, 1)))

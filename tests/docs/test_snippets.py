@@ -52,7 +52,7 @@ def test_limits_can_be_read(page, title, text, tmp_path):
     path = tmp_path / "thresholds.toml"
     path.write_text(text, encoding="utf-8")
     engines = ("baseline", "fp8-kv", "next", "stable", "max-perf")
-    assert read_thresholds(path, engines=engines, workloads=("chat", "rag", "burst", "gsm8k")).tables
+    assert read_thresholds(path, engines=engines, workloads=("chat", "rag", "burst", "heavy", "gsm8k")).tables
 
 
 @pytest.mark.parametrize(("page", "title", "text"), snippets("console"))
