@@ -47,6 +47,9 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
     if "vllm_quality_task" in metafunc.fixturenames:
         tasks = list(session.tasks) if session is not None else []
         metafunc.parametrize("vllm_quality_task", tasks, ids=tasks, indirect=True)
+    if "vllm_swept" in metafunc.fixturenames:
+        given = list(dict.fromkeys(workload for _, workload in _sweep(session))) or [NOT_ASKED]
+        metafunc.parametrize("vllm_swept", given, ids=given, indirect=True)
     if "vllm_comparison" in metafunc.fixturenames:
         specs = list(session.comparison_names) if session is not None else []
         given = specs or [NOT_ASKED]  # a test without a comparison is left out, see split_comparisons
@@ -54,6 +57,16 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
     if "vllm_attribution" in metafunc.fixturenames:
         given = (list(session.attribution_names) if session is not None else []) or [NOT_ASKED]
         metafunc.parametrize("vllm_attribution", given, ids=given, indirect=True, scope="session")
+
+
+def _sweep(session: Session | None) -> tuple[tuple[str, str], ...]:
+    """What ``[[sweep]]`` lists; read while collecting only where a test asks for it."""
+    from pytest_vllmperf.errors import ConfigError
+
+    try:
+        return session.thresholds.sweep if session is not None else ()
+    except ConfigError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 NOT_ASKED = "no-comparison"
@@ -100,12 +113,20 @@ def again(engine: str) -> str:
 
 
 def split_comparisons(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """Tests to run, and comparing or attributing tests that nobody asks for: those count for nothing."""
+    """Tests to run, and comparing, attributing or sweeping tests that nobody asks for: those count for nothing."""
     kept: list[pytest.Item] = []
     idle: list[pytest.Item] = []
     for item in items:
-        (idle if _experiment_of(item) == NOT_ASKED else kept).append(item)
+        (idle if _experiment_of(item) == NOT_ASKED or _is_unlisted(item) else kept).append(item)
     return kept, idle
+
+
+def _is_unlisted(item: pytest.Item) -> bool:
+    """Whether it sweeps an engine and workload that ``[[sweep]]`` does not put together."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if "vllm_swept" not in params:
+        return False
+    return (engine_of(item), params["vllm_swept"]) not in _sweep(item.config.stash.get(SESSION, None))
 
 
 def _engines_of(metafunc: pytest.Metafunc, session: Session) -> list[str]:
@@ -164,7 +185,9 @@ def workloads_of(item: pytest.Item) -> set[str]:
     if marker:
         return set(marker.args)
     params = item.callspec.params if hasattr(item, "callspec") else {}
-    named = {params[name] for name in ("workload", "vllm_quality_task") if isinstance(params.get(name), str)}
+    named = {
+        params[name] for name in ("workload", "vllm_swept", "vllm_quality_task") if isinstance(params.get(name), str)
+    }
     fixtures = set(getattr(item, "fixturenames", ()))
     starts = "vllm_start_up" in fixtures and not fixtures & {"vllm_measure", "vllm_evaluate"}
     return named or ({"startup"} if starts else set())

@@ -215,6 +215,15 @@ def vllm_evaluate(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> 
 
 
 @pytest.fixture
+def vllm_swept(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> Summary:
+    """The Summary of each workload, or quality task, that ``[[sweep]]`` in the limits file lists for the engine."""
+    name: str = request.param
+    asks = "vllm_evaluate" if name in request.config.stash[SESSION].tasks else "vllm_measure"
+    summary: Summary = request.getfixturevalue(asks)(name)
+    return summary
+
+
+@pytest.fixture
 def vllm_quality_task(request: pytest.FixtureRequest) -> QualityTask:
     """Each declared quality task in turn."""
     return request.config.stash[SESSION].quality_task(request.param)

@@ -29,6 +29,7 @@ from pytest_vllmperf.fixtures import (  # noqa: F401 - fixtures are found in the
     vllm_record,
     vllm_sleep,
     vllm_start_up,
+    vllm_swept,
 )
 from pytest_vllmperf.junit import judgements, show_as_skipped, turn_into_error
 from pytest_vllmperf.options import add_options, is_worker, session_of

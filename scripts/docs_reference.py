@@ -72,6 +72,7 @@ def thresholds_page() -> str:
             f"| `[defaults]` | {listed(threshold_file._DEFAULTS)}; `inconclusive` is one of {listed(threshold_file._INCONCLUSIVE)} |",
             f"| `match` of a `[[limit]]` | {listed(MATCH_KEYS)}; an absent key matches anything, globs are allowed |",
             f"| a metric of a `[[limit]]` | {listed(threshold_file._LIMIT)} |",
+            f"| `[[sweep]]` | {listed(threshold_file._SWEEP)}; every engine where none are named |",
             f"| `[[choice]]` | {listed(threshold_file._CHOICE)}; in `require`: {listed(threshold_file._REQUIREMENT)} |",
             f"| `[quality.tasks.NAME]` | {listed(f.name for f in fields(QualityTask) if f.name != 'name')} |",
             "",

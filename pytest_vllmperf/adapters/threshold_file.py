@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["check_thresholds", "read_thresholds"]
 
 _VERSION = 1
-_TOP_LEVEL = ("version", "defaults", "limit", "choice", "quality")
+_TOP_LEVEL = ("version", "defaults", "limit", "choice", "sweep", "quality")
 _DEFAULTS = ("launches", "rounds", "inconclusive")
 _INCONCLUSIVE = ("warn", "fail")
 _LIMIT = ("max", "min", "tolerance", "required")
 _CHOICE = ("use", "workload", "best", "tolerance", "require")
+_SWEEP = ("engines", "workloads")
 _REQUIREMENT = ("metric", "workload", "max", "min")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -162,6 +163,7 @@ class _Reader:
         return Thresholds(
             tables=tables,
             rules=self.choices(document.get("choice", [])),
+            sweep=self.sweep(document.get("sweep", [])),
             launches=launches,
             rounds=rounds,
             inconclusive=inconclusive,
@@ -227,6 +229,31 @@ class _Reader:
             sound += tables[-1:] if match_is_sound else []
         self.duplicates(sound)
         return tuple(tables)
+
+    def sweep(self, value: object) -> tuple[tuple[str, str], ...]:
+        """Every engine of each table with every workload of it, in order."""
+        if not isinstance(value, list):
+            self.problem("sweep", value, "a sweep is an array of tables; write [[sweep]] with two brackets")
+            return ()
+        pairs: dict[tuple[str, str], None] = {}
+        for number, given in enumerate(value, start=1):
+            where = f"sweep[{number}]"
+            table = self.table(where, given, '[[sweep]] with workloads = ["burst"]')
+            self.unknown_keys(where, table, _SWEEP)
+            engines = self.listed(f"{where}.engines", table.get("engines", self.names["engine"]), "engine")
+            workloads = self.listed(f"{where}.workloads", table.get("workloads"), "workload")
+            pairs |= {(engine, workload): None for engine in engines for workload in workloads}
+        return tuple(pairs)
+
+    def listed(self, where: str, value: object, kind: str) -> list[str]:
+        """Names of declared engines or workloads."""
+        if not isinstance(value, list) or not value:
+            self.problem(where, value, f"must be a list of names; {_choices('', self.names[kind])}")
+            return []
+        for name in value:
+            if name not in self.names[kind]:
+                self.problem(where, name, f"{kind} is not declared; {_choices(str(name), self.names[kind])}")
+        return [str(name) for name in value]
 
     def choices(self, value: object) -> tuple[Rule, ...]:
         if not isinstance(value, list):

@@ -133,7 +133,8 @@ class LimitTable:
 class Thresholds:
     """A whole thresholds file. ``quality_tasks`` holds the options of ``[quality.tasks.*]`` as read.
 
-    ``rounds`` is None where the file leaves it to the device; ``rules`` are those of ``[[choice]]``.
+    ``rounds`` is None where the file leaves it to the device; ``rules`` are those of ``[[choice]]``, ``sweep``
+    the engines and workloads of ``[[sweep]]``, each pair once.
     """
 
     tables: tuple[LimitTable, ...] = ()
@@ -142,6 +143,7 @@ class Thresholds:
     inconclusive: str = "warn"
     quality_tasks: Mapping[str, Mapping[str, object]]
     rules: tuple[Rule, ...] = ()
+    sweep: tuple[tuple[str, str], ...] = ()
     path: str | None = None
 
 

@@ -115,7 +115,7 @@ def test_an_almost_empty_file_has_defaults_and_no_limits(path: Path) -> None:
 
 
 ONE_MISTAKE = [
-    ("foo = 1", ["foo = 1: key 'foo' is unknown", "allowed: version, defaults, limit, choice, quality"]),
+    ("foo = 1", ["foo = 1: key 'foo' is unknown", "allowed: version, defaults, limit, choice, sweep, quality"]),
     ("[default]\nlaunches = 1", ["default = ", "did you mean 'defaults'?"]),
     ("defaults = 3", ["defaults = 3: must be a table"]),
     ("[defaults]\nlaunch = 1", ["defaults.launch = 1: key 'launch' is unknown; did you mean 'launches'?"]),
@@ -418,3 +418,19 @@ def test_rules_of_choice_are_read_with_their_requirements(path: Path) -> None:
 def test_what_is_wrong_in_a_rule_is_told(path: Path, given: str, wrong: str, told: str) -> None:
     assert given in RULES
     assert any(told in problem for problem in problems(path, RULES.replace(given, wrong, 1)))
+
+
+def test_a_sweep_lists_pairs_once_and_its_mistakes_are_told(path: Path) -> None:
+    first, second = (
+        '[[sweep]]\nworkloads = ["heavy"]\n',
+        '[[sweep]]\nengines = ["baseline"]\nworkloads = ["heavy", "burst"]\n',
+    )
+    assert read(path, "version = 1\n" + first + second).sweep == (
+        ("baseline", "heavy"),
+        ("max-perf", "heavy"),
+        ("baseline", "burst"),
+    )
+    (unlisted,) = problems(path, "version = 1\n[[sweep]]\nengines = ['baseline']\n")
+    assert "sweep[1].workloads = null: must be a list of names" in unlisted
+    (unknown,) = problems(path, "version = 1\n" + second.replace("baseline", "basline"))
+    assert "engine is not declared; did you mean 'baseline'" in unknown

@@ -23,6 +23,35 @@ require = [{ metric = "host_memory_peak", max = "1 KB" }]
 """
 
 
+SWEEP = """
+[[sweep]]
+workloads = ["tiny"]
+
+[[sweep]]
+engines = ["slow"]
+workloads = ["ten-users", "tiny"]
+"""
+SWEPT = """
+def test_it(vllm_swept, vllm_check):
+    vllm_check(vllm_swept, "ttft_mean")
+"""
+
+
+def test_a_sweep_runs_the_pairs_its_tables_list_and_nothing_without_one(project):
+    project.write(engines=ENGINES, thresholds=LIMITS + SWEEP, suite=SWEPT)
+    listed = project.run("--collect-only", "-q").stdout.str()
+    assert {line.partition("::")[2] for line in listed.splitlines() if "::" in line} == {
+        "test_it[quick-tiny]",
+        "test_it[slow-tiny]",
+        "test_it[slow-ten-users]",
+    }
+    result = project.run("--vllmperf-workload=tiny")
+    assert result.ret == 0, result.stdout.str()
+    result.assert_outcomes(passed=2, deselected=2)
+    project.write(engines=ENGINES, thresholds=LIMITS, suite=SWEPT)
+    assert "2 deselected" in project.run().stdout.str()
+
+
 def test_uses_are_answered_on_the_terminal_and_in_every_report(project):
     project.write(engines=ENGINES, thresholds=LIMITS)
     result = project.run()
