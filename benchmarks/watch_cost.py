@@ -3,7 +3,8 @@
     python benchmarks/watch_cost.py --seconds 20
 
 One real vLLM server (the bundled model, on the CPU) is watched as in every measurement: proportional set size of
-its process tree once a second and counters twice (``Watch``), life 2.5 times a second (``Life``). This process does
+its process tree once a second and counters twice, both less often where they are dear (``Watch``), and life 2.5 times
+a second (``Life``). This process does
 nothing else meanwhile, so its whole CPU time is theirs. The peer reads the same memory once a second through psutil
 (``memory_full_info().pss`` of each process of the tree). The last line is one JSON object: shares of one core, and
 ``ratio`` = what ``Watch`` and ``Life`` take together to what the peer takes for the memory alone.

@@ -95,9 +95,9 @@ class Watch:
     def _sample_host(self) -> None:
         from pytest_vllmperf.adapters.host_memory import process_tree_pss_bytes
 
-        host = None if self.pid is None else process_tree_pss_bytes(self.pid)
-        self.memory.append(MemorySample(at_ns=time.monotonic_ns(), host_bytes=host, device_bytes=None))
         self._members = self._processes()
+        host = None if self.pid is None else process_tree_pss_bytes(self.pid, self._members)
+        self.memory.append(MemorySample(at_ns=time.monotonic_ns(), host_bytes=host, device_bytes=None))
 
     def _processes(self) -> tuple[int, ...]:
         from pytest_vllmperf.adapters.host_memory import process_tree

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 __all__ = ["is_running", "process_tree", "process_tree_pss_bytes"]
@@ -12,16 +13,15 @@ __all__ = ["is_running", "process_tree", "process_tree_pss_bytes"]
 _PSS = re.compile(r"^Pss:\s+(\d+) kB$", re.MULTILINE)
 
 
-def process_tree_pss_bytes(pid: int) -> int | None:
-    """PSS in bytes of ``pid``, its descendants and its process group, summed.
+def process_tree_pss_bytes(pid: int, members: Collection[int] | None = None) -> int | None:
+    """PSS in bytes of ``pid``, its descendants and its process group (or of these ``members``), summed.
 
     PSS and not RSS: pages shared by several processes count once, where a sum of RSS counts them for each
     (390 MiB too much for a small vLLM server). None when any of them could not be read: a partial sum would
     pass limits it should not.
     """
     total = 0
-    members = process_tree(pid)
-    for member in members:
+    for member in process_tree(pid) if members is None else members:
         try:
             found = _PSS.search(Path(f"/proc/{member}/smaps_rollup").read_text())
         except (FileNotFoundError, ProcessLookupError):
