@@ -2,7 +2,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_vllmperf.adapters.threshold_edit import rewrite, with_changes
@@ -142,6 +142,7 @@ def files(draw: st.DrawFn) -> tuple[str, list[Match]]:
     return "\n".join(lines) + draw(st.sampled_from(["", "\n", "\n\n"])), known
 
 
+@settings(max_examples=50)
 @given(data=st.data(), given_file=files())
 def test_every_other_limit_and_every_line_of_the_file_survives(
     data: st.DataObject, given_file: tuple[str, list[Match]]

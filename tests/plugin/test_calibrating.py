@@ -24,9 +24,13 @@ LIMITS = """\
 version = 1
 
 [[limit]]   # for all machines
-match = { workload = "tiny" }
-ttft_mean         = { max = "1 us" }       # no engine meets this
-output_throughput = { min = "0.001 tok/s" }
+match = { workload = "startup" }
+time_to_ready      = { max = "1 us" }       # no engine meets this
+first_request_ttft = { max = "1 min" }
+"""
+START = """
+def test_start(vllm_start_up, vllm_check):
+    vllm_check(vllm_start_up, "time_to_ready", "first_request_ttft")
 """
 THREE = ("--vllmperf-calibrate", "--vllmperf-launches=3")
 SLOW = {"name": "one", "args": {"fake-ttft-ms": 40, "fake-itl-ms": 5}}
@@ -67,33 +71,24 @@ def test_limits_come_from_three_launches_and_judge_the_next_run(project):
 
 
 def test_what_is_tighter_stays_unless_forced_and_comments_stay_anyway(project):
-    project.write(engines=[SLOW], suite=SUITE, thresholds=LIMITS)
+    project.write(engines=[SLOW], suite=START, thresholds=LIMITS)
     result = project.run(*THREE)
     assert result.ret == 0, result.stdout.str()
-    result.stdout.fnmatch_lines(["*Proposed limits: thresholds.toml: 1 added, 1 tightened, 1 kept*"])
-    text = (project.path / "thresholds.toml").read_text()
-    assert text.startswith(LIMITS)
-    assert set(own_table(project)) == {"match", "output_throughput"}
+    result.stdout.fnmatch_lines(["*Proposed limits: thresholds.toml: 1 tightened, 1 kept*"])
+    assert (project.path / "thresholds.toml").read_text().startswith(LIMITS)
+    assert set(own_table(project, "startup")) == {"match", "first_request_ttft"}
     forced = project.run(*THREE, "--vllmperf-force")
     forced.stdout.fnmatch_lines(["*thresholds.toml: *loosened*"])
     assert (project.path / "thresholds.toml").read_text().startswith(LIMITS)
-    assert "ttft_mean" in own_table(project)
+    assert "time_to_ready" in own_table(project, "startup")
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"engines": [{"name": "one", "args": {"fake-shape": "http-500", "fake-shape-after": 1}}]},
-        {"suite": SUITE.replace('@pytest.mark.vllm_workload("tiny")', "")},
-    ],
-    ids=["invalid", "one launch"],
-)
-def test_what_is_no_source_of_limits_writes_none(project, given):
-    project.write(**{"engines": [SLOW], "suite": SUITE, "thresholds": "version = 1  # empty\n", **given})
+def test_a_broken_measurement_is_no_source_of_limits(project):
+    broken = {"name": "one", "args": {"fake-shape": "http-500", "fake-shape-after": 1}}
+    project.write(engines=[broken], suite=SUITE, thresholds="version = 1  # empty\n")
     result = project.run(*THREE, "-k", "test_speed")
-    assert result.ret == (10 if "engines" in given else 0), result.stdout.str()
-    told = "the measurement is INVALID" if "engines" in given else "measured on one launch, and 3 are needed: name it"
-    result.stdout.fnmatch_lines([f"*without a limit: one × tiny *: {told}*"])
+    assert result.ret == 10, result.stdout.str()
+    result.stdout.fnmatch_lines(["*without a limit: one × tiny *: the measurement is INVALID*"])
     assert (project.path / "thresholds.toml").read_text() == "version = 1  # empty\n"
 
 
@@ -123,7 +118,6 @@ def test_start(vllm_start_up, vllm_check, request):
     [
         (["--vllmperf-force"], "*--vllmperf-force belongs to --vllmperf-calibrate*"),
         (["--vllmperf-calibrate", "--vllmperf-launches=2"], "*so 3 are needed at least*"),
-        (["--vllmperf-calibrate", "--vllmperf-quick"], "*with --vllmperf-quick: a fifth of the requests*"),
         (["--vllmperf-calibrate", "--vllmperf-compare=one:one"], "*with --vllmperf-compare: a comparison judges*"),
     ],
 )
