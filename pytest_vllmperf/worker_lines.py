@@ -44,8 +44,9 @@ class WorkerLines:
 
     def close(self) -> None:
         """Print what has arrived, then stop; workers that still speak use their stderr."""
-        os.write(self._pipe, f"{_END}\n".encode())
-        self._thread.join()
+        if self._thread.is_alive():  # a terminal that went away ends it; then nobody empties the pipe
+            os.write(self._pipe, f"{_END}\n".encode())
+            self._thread.join()
         os.close(self._pipe)
         shutil.rmtree(self._folder, ignore_errors=True)
 

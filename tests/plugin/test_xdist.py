@@ -157,7 +157,7 @@ def test_without_sharing_the_cpu_an_engine_waits_for_the_other_and_says_for_whom
     workers.write("one", "two", suite=SUITE + "    __import__('time').sleep(0.4)\n")
     result = workers.run("-n2", share_cpu=False)
     result.assert_outcomes(passed=8)
-    result.stderr.re_match_lines(
+    result.stdout.re_match_lines(
         [r".*> \[gw\d\] (one|two): waiting 1 s for the CPU .*, held by engine '(two|one)' of .*"]
     )
     assert workers.launches() == {"one": 1, "two": 1}
