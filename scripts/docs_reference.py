@@ -51,7 +51,7 @@ def thresholds_page() -> str:
     """The keys of thresholds.toml, as its reader knows them."""
     from dataclasses import fields
 
-    from pytest_vllmperf.adapters import threshold_file
+    from pytest_vllmperf.adapters.threshold_file import choices, reader
     from pytest_vllmperf.domain.quality import QualityTask
     from pytest_vllmperf.domain.thresholds import MATCH_KEYS
     from pytest_vllmperf.domain.units import _UNITS
@@ -68,12 +68,12 @@ def thresholds_page() -> str:
             "",
             "| where | keys |",
             "|---|---|",
-            f"| top level | {listed(threshold_file._TOP_LEVEL)} |",
-            f"| `[defaults]` | {listed(threshold_file._DEFAULTS)}; `inconclusive` is one of {listed(threshold_file._INCONCLUSIVE)} |",
+            f"| top level | {listed(reader.TOP_LEVEL)} |",
+            f"| `[defaults]` | {listed(reader.DEFAULTS)}; `inconclusive` is one of {listed(reader.INCONCLUSIVE)} |",
             f"| `match` of a `[[limit]]` | {listed(MATCH_KEYS)}; an absent key matches anything, globs are allowed |",
-            f"| a metric of a `[[limit]]` | {listed(threshold_file._LIMIT)} |",
-            f"| `[[sweep]]` | {listed(threshold_file._SWEEP)}; every engine where none are named |",
-            f"| `[[choice]]` | {listed(threshold_file._CHOICE)}; in `require`: {listed(threshold_file._REQUIREMENT)} |",
+            f"| a metric of a `[[limit]]` | {listed(reader.LIMIT)} |",
+            f"| `[[sweep]]` | {listed(choices.SWEEP)}; every engine where none are named |",
+            f"| `[[choice]]` | {listed(choices.CHOICE)}; in `require`: {listed(choices.REQUIREMENT)} |",
             f"| `[quality.tasks.NAME]` | {listed(f.name for f in fields(QualityTask) if f.name != 'name')} |",
             "",
             "Of the tables that match, per metric, the one with most keys given exactly wins, then the one with most given by "

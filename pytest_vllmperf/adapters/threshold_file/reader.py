@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import re
 import sys
@@ -11,27 +10,25 @@ from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeGuard
 
-from pytest_vllmperf.domain.choice import Requirement, Rule
+from pytest_vllmperf.adapters.threshold_file.choices import choices, sweep
+from pytest_vllmperf.adapters.threshold_file.wording import as_text, nearest, right_key
 from pytest_vllmperf.domain.metrics import Better, Metric, judgeable_metric
 from pytest_vllmperf.domain.quality import QualityTask
 from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS, task_with_options
 from pytest_vllmperf.domain.thresholds import MATCH_KEYS, Limit, LimitTable, Match, Thresholds, is_glob
-from pytest_vllmperf.domain.units import format_quantity, parse_quantity
+from pytest_vllmperf.domain.units import parse_quantity
 from pytest_vllmperf.errors import TaskError, ThresholdFileError, UnitError, UnknownMetric
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["check_thresholds", "read_thresholds"]
+__all__ = ["DEFAULTS", "INCONCLUSIVE", "LIMIT", "TOP_LEVEL", "Reader", "check_thresholds", "read_thresholds"]
 
 _VERSION = 1
-_TOP_LEVEL = ("version", "defaults", "limit", "choice", "sweep", "quality")
-_DEFAULTS = ("launches", "rounds", "inconclusive")
-_INCONCLUSIVE = ("warn", "fail")
-_LIMIT = ("max", "min", "tolerance", "required")
-_CHOICE = ("use", "workload", "best", "tolerance", "require")
-_SWEEP = ("engines", "workloads")
-_REQUIREMENT = ("metric", "workload", "max", "min")
+TOP_LEVEL = ("version", "defaults", "limit", "choice", "sweep", "quality")
+DEFAULTS = ("launches", "rounds", "inconclusive")
+INCONCLUSIVE = ("warn", "fail")
+LIMIT = ("max", "min", "tolerance", "required")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -113,14 +110,14 @@ def check_thresholds(
     tasks: Mapping[str, QualityTask] | None = None,
 ) -> Thresholds:
     """Turn a parsed file into :class:`Thresholds`; arguments and errors are those of :func:`read_thresholds`."""
-    reader = _Reader(path, engines, workloads, {**BUILT_IN_TASKS, **(tasks or {})})
+    reader = Reader(path, engines, workloads, {**BUILT_IN_TASKS, **(tasks or {})})
     thresholds = reader.document(document)
     if reader.problems:
         raise ThresholdFileError(path, reader.problems)
     return thresholds
 
 
-class _Reader:
+class Reader:
     """Walks one document, keeps going after a mistake, and collects the problems."""
 
     def __init__(
@@ -133,14 +130,16 @@ class _Reader:
         self.problems: list[str] = []
 
     def problem(self, where: str, value: object, why: str) -> None:
+        """Note what is wrong with the value at a dotted path."""
         number = re.match(r"(limit|choice)\[(\d+)\]", where)
         table = f" (in [[{number[1]}]] no. {number[2]})" if number else ""
         self.problems.append(f"{self.file}: {where} = {_shown(value)}{table}: {why}")
 
     def unknown_keys(self, where: str, table: Mapping[str, object], allowed: Collection[str]) -> None:
+        """A problem for each key that nothing reads."""
         for key, value in table.items():
             if key not in allowed:
-                self.problem(_join(where, key), value, f"key {key!r} is unknown; {_choices(key, allowed)}")
+                self.problem(_join(where, key), value, f"key {key!r} is unknown; {nearest(key, allowed)}")
 
     def table(self, where: str, value: object, example: str) -> Mapping[str, object]:
         """``value`` where it is a table; otherwise a problem, and an empty table to go on with."""
@@ -150,7 +149,8 @@ class _Reader:
         return {}
 
     def document(self, document: Mapping[str, object]) -> Thresholds:
-        self.unknown_keys("", document, _TOP_LEVEL)
+        """The whole file."""
+        self.unknown_keys("", document, TOP_LEVEL)
         version = document.get("version")
         if "version" not in document:
             self.problems.append(f"{self.file}: version is missing; write `version = {_VERSION}` as the first line")
@@ -162,8 +162,8 @@ class _Reader:
         tables = self.limit_tables(document.get("limit", []))
         return Thresholds(
             tables=tables,
-            rules=self.choices(document.get("choice", [])),
-            sweep=self.sweep(document.get("sweep", [])),
+            rules=choices(self, document.get("choice", [])),
+            sweep=sweep(self, document.get("sweep", [])),
             launches=launches,
             rounds=rounds,
             inconclusive=inconclusive,
@@ -172,16 +172,18 @@ class _Reader:
         )
 
     def defaults(self, value: object) -> tuple[int, int | None, str]:
+        """Launches, rounds and what INCONCLUSIVE means, of ``[defaults]``."""
         table = self.table("defaults", value, "[defaults] with launches = 1")
-        self.unknown_keys("defaults", table, _DEFAULTS)
+        self.unknown_keys("defaults", table, DEFAULTS)
         inconclusive = table.get("inconclusive", "warn")
         launches, rounds = (self.repetitions(name, table) for name in ("launches", "rounds"))
-        if not isinstance(inconclusive, str) or inconclusive not in _INCONCLUSIVE:
-            self.problem("defaults.inconclusive", inconclusive, f"must be {_either(_INCONCLUSIVE)}")
+        if not isinstance(inconclusive, str) or inconclusive not in INCONCLUSIVE:
+            self.problem("defaults.inconclusive", inconclusive, f"must be {_either(INCONCLUSIVE)}")
             inconclusive = "warn"
         return launches or 1, rounds, inconclusive
 
     def repetitions(self, name: str, table: Mapping[str, object]) -> int | None:
+        """A whole number of launches or rounds; None where the file gives none."""
         value = table.get(name)
         if value is None or (_is_int(value) and value >= 1):
             return value
@@ -189,6 +191,7 @@ class _Reader:
         return None
 
     def quality(self, value: object) -> dict[str, Mapping[str, object]]:
+        """Options by task, of ``[quality.tasks.*]``."""
         table = self.table("quality", value, "[quality.tasks.gsm8k] with shots = 5")
         self.unknown_keys("quality", table, ("tasks",))
         named = self.table("quality.tasks", table.get("tasks", {}), "[quality.tasks.gsm8k] with shots = 5")
@@ -205,6 +208,7 @@ class _Reader:
         return found
 
     def limit_tables(self, value: object) -> tuple[LimitTable, ...]:
+        """Every ``[[limit]]``."""
         if not isinstance(value, list):
             self.problem("limit", value, "limits are an array of tables; write [[limit]] with two brackets")
             return ()
@@ -230,101 +234,8 @@ class _Reader:
         self.duplicates(sound)
         return tuple(tables)
 
-    def sweep(self, value: object) -> tuple[tuple[str, str], ...]:
-        """Every engine of each table with every workload of it, in order."""
-        if not isinstance(value, list):
-            self.problem("sweep", value, "a sweep is an array of tables; write [[sweep]] with two brackets")
-            return ()
-        pairs: dict[tuple[str, str], None] = {}
-        for number, given in enumerate(value, start=1):
-            where = f"sweep[{number}]"
-            table = self.table(where, given, '[[sweep]] with workloads = ["burst"]')
-            self.unknown_keys(where, table, _SWEEP)
-            engines = self.listed(f"{where}.engines", table.get("engines", self.names["engine"]), "engine")
-            workloads = self.listed(f"{where}.workloads", table.get("workloads"), "workload")
-            pairs |= {(engine, workload): None for engine in engines for workload in workloads}
-        return tuple(pairs)
-
-    def listed(self, where: str, value: object, kind: str) -> list[str]:
-        """Names of declared engines or workloads."""
-        if not isinstance(value, list) or not value:
-            self.problem(where, value, f"must be a list of names; {_choices('', self.names[kind])}")
-            return []
-        for name in value:
-            if name not in self.names[kind]:
-                self.problem(where, name, f"{kind} is not declared; {_choices(str(name), self.names[kind])}")
-        return [str(name) for name in value]
-
-    def choices(self, value: object) -> tuple[Rule, ...]:
-        if not isinstance(value, list):
-            self.problem("choice", value, "rules are an array of tables; write [[choice]] with two brackets")
-            return ()
-        rules = (self.rule(f"choice[{number}]", given) for number, given in enumerate(value, start=1))
-        return tuple(rule for rule in rules if rule is not None)
-
-    def rule(self, where: str, value: object) -> Rule | None:
-        """What is wanted for one use, and what must hold besides."""
-        before = len(self.problems)
-        table = self.table(where, value, '[[choice]] with use = "many users"')
-        self.unknown_keys(where, table, _CHOICE)
-        use = self.text(f"{where}.use", table.get("use"), '"many users"')
-        workload = self.name(f"{where}.workload", table.get("workload"))
-        best = self.metric(f"{where}.best", table.get("best"))
-        tolerance = self.quantity(f"{where}.tolerance", table["tolerance"], "ratio") if "tolerance" in table else None
-        given = table.get("require", [])
-        if not isinstance(given, list):
-            self.problem(f"{where}.require", given, f"must be a list of tables such as [{_A_REQUIREMENT}]")
-            given = []
-        needs = [self.requirement(f"{where}.require[{n}]", one) for n, one in enumerate(given, start=1)]
-        if len(self.problems) > before or best is None:
-            return None
-        return Rule(
-            use=use,
-            workload=workload,
-            best=best.name,
-            tolerance=tolerance,
-            requires=tuple(need for need in needs if need is not None),
-            where=f"{self.file}: {where}",
-        )
-
-    def requirement(self, where: str, value: object) -> Requirement | None:
-        table = self.table(where, value, _A_REQUIREMENT)
-        self.unknown_keys(where, table, _REQUIREMENT)
-        metric = self.metric(f"{where}.metric", table.get("metric"))
-        if metric is None:
-            return None
-        if not {"max", "min"} & set(table):
-            self.problem(where, value, f"requires nothing; give {_right_key(metric)}")
-        return Requirement(
-            metric=metric.name,
-            workload=self.name(f"{where}.workload", table["workload"]) if "workload" in table else None,
-            maximum=self.bound(where, "max", table, metric),
-            minimum=self.bound(where, "min", table, metric),
-            text=_text(table, metric) if {"max", "min"} & set(table) else "",
-        )
-
-    def text(self, where: str, value: object, example: str) -> str:
-        if isinstance(value, str) and value:
-            return value
-        self.problem(where, value, f"must be a string that is not empty, such as {example}")
-        return ""
-
-    def name(self, where: str, value: object) -> str:
-        """A workload or quality task by its exact name."""
-        known = self.names["workload"]
-        if isinstance(value, str) and value in known:
-            return value
-        self.problem(where, value, f"workload is not declared; {_choices(str(value), known)}")
-        return ""
-
-    def metric(self, where: str, value: object) -> Metric | None:
-        try:
-            return judgeable_metric(self.text(where, value, '"output_throughput"') or "output_throughput")
-        except UnknownMetric as error:
-            self.problem(where, value, str(error))
-            return None
-
     def match(self, where: str, value: object) -> Match:
+        """What a ``[[limit]]`` is for."""
         table = self.table(where, value, '{ engine = "baseline" }')
         self.unknown_keys(where, table, MATCH_KEYS)
         keys: dict[str, str] = {}
@@ -337,12 +248,13 @@ class _Reader:
                 self.problem(_join(where, key), given, why)
             elif key in self.names and not _names_any(given, self.names[key]):
                 what = f"{key} glob matches nothing declared" if is_glob(given) else f"{key} is not declared"
-                self.problem(_join(where, key), given, f"{what}; {_choices(given, self.names[key])}")
+                self.problem(_join(where, key), given, f"{what}; {nearest(given, self.names[key])}")
             else:
                 keys[key] = given
         return Match(**keys)
 
     def limit(self, table: str, name: str, value: object) -> Limit | None:
+        """One metric of a ``[[limit]]``; None where it holds a mistake."""
         where = _join(table, name)
         try:
             metric = judgeable_metric(name)
@@ -350,8 +262,8 @@ class _Reader:
             self.problem(where, value, str(error))
             return None
         before = len(self.problems)
-        options = self.table(where, value, f"{{ {_right_key(metric)} = … }}")
-        self.unknown_keys(where, options, _LIMIT)
+        options = self.table(where, value, f"{{ {right_key(metric)} = … }}")
+        self.unknown_keys(where, options, LIMIT)
         maximum = self.bound(where, "max", options, metric)
         minimum = self.bound(where, "min", options, metric)
         tolerance = (
@@ -361,7 +273,7 @@ class _Reader:
         if not isinstance(required, bool):
             self.problem(f"{where}.required", required, "must be true or false")
         if _is_table(value) and not {"max", "min", "tolerance"} & set(options):
-            self.problem(where, value, f"limits nothing; give {_right_key(metric)} or tolerance")
+            self.problem(where, value, f"limits nothing; give {right_key(metric)} or tolerance")
         if maximum is not None and minimum is not None and minimum > maximum:
             self.problem(where, value, "no value can be both: min is larger than max; swap them")
         if len(self.problems) > before:
@@ -373,19 +285,21 @@ class _Reader:
             tolerance=tolerance,
             required=required is True,
             where=f"{self.file}: {where}",
-            text=_text(options, metric),
+            text=as_text(options, metric),
         )
 
     def bound(self, where: str, key: str, options: Mapping[str, object], metric: Metric) -> float | None:
+        """``max`` or ``min`` in the base unit; None where it is not given, or wrong."""
         if key not in options:
             return None
         wrong = {"max": Better.HIGHER, "min": Better.LOWER}[key]
         if metric.better is wrong:
-            why = f"is the wrong direction: {metric.better.value} {metric.label} is better; write {_right_key(metric)}"
+            why = f"is the wrong direction: {metric.better.value} {metric.label} is better; write {right_key(metric)}"
             self.problem(f"{where}.{key}", options[key], why)
         return self.quantity(f"{where}.{key}", options[key], metric.unit)
 
     def quantity(self, where: str, value: object, unit: str) -> float | None:
+        """A value with its unit, in the base unit; None where it cannot be read."""
         try:
             return parse_quantity(value, unit=unit)  # type: ignore[arg-type]  # anything else is a UnitError
         except UnitError as error:
@@ -393,6 +307,7 @@ class _Reader:
             return None
 
     def duplicates(self, tables: Collection[LimitTable]) -> None:
+        """A problem for each limit that two tables of one match give."""
         first: dict[tuple[Match, str], Limit] = {}
         for table in tables:
             for name, limit in table.limits.items():
@@ -404,7 +319,6 @@ class _Reader:
                     )
 
 
-_A_REQUIREMENT = '{ metric = "ttft_mean", workload = "heavy", max = "2 s" }'
 _EXAMPLE_KEYS = {
     "hardware": '"NVIDIA H200"',
     "model": '"Qwen/Qwen2.5-7B-Instruct*"',
@@ -421,29 +335,8 @@ def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _right_key(metric: Metric) -> str:
-    """The bound that fits a metric's direction."""
-    return {Better.LOWER: "max", Better.HIGHER: "min", Better.NEITHER: "max, min"}[metric.better]
-
-
 def _names_any(given: str, names: Collection[str]) -> bool:
     return given in names or (is_glob(given) and any(fnmatchcase(name, given) for name in names))
-
-
-def _text(options: Mapping[str, object], metric: Metric) -> str:
-    """The limit as written, for messages: ``≤ 600 ms``."""
-    units = {"min": metric.unit, "max": metric.unit, "tolerance": "ratio"}
-    written = {key: _as_written(options[key], unit) for key, unit in units.items() if key in options}
-    bounds = [f"{sign} {written[key]}" for key, sign in (("min", "≥"), ("max", "≤")) if key in written]
-    return " and ".join(bounds) or f"tolerance {written['tolerance']}"
-
-
-def _as_written(value: object, unit: str) -> str:
-    """A string as it is; a bare number formatted, unless that would round it."""
-    if not isinstance(value, (int, float)):
-        return " ".join(str(value).split())
-    shown = format_quantity(value, unit=unit)
-    return shown if parse_quantity(shown, unit=unit) == value else repr(value)
 
 
 def _join(where: str, key: str) -> str:
@@ -461,14 +354,6 @@ def _shown(value: object) -> str:
     except (ValueError, RecursionError):  # an integer too long to print, tables too deep to walk
         return "…"
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
-
-
-def _choices(given: str, allowed: Collection[str]) -> str:
-    """What is allowed, the nearest first."""
-    near = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    rest = [*near, *(name for name in allowed if name not in near)]
-    return f"{hint}allowed: {', '.join(rest) or 'none'}"
 
 
 def _either(names: Collection[str]) -> str:
