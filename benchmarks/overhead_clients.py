@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, Optional
 
 __all__ = ["CLIENTS", "EVENTS", "STREAMS"]
 
@@ -123,14 +123,8 @@ def endpoints(base_url: str, model: str) -> Run:
     content = json.dumps(body(model)).encode()
     request = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content)
 
-    class Choice(msgspec.Struct):
-        text: str | None = None
-        finish_reason: str | None = None
-
-    class Event(msgspec.Struct):
-        choices: list[Choice]
-
-    decode = msgspec.json.Decoder(Event).decode
+    choice = msgspec.defstruct("choice", [("text", Optional[str], None), ("finish_reason", Optional[str], None)])
+    decode = msgspec.json.Decoder(msgspec.defstruct("event", [("choices", list[choice])])).decode
 
     class Answer(asyncio.Protocol):
         def __init__(self) -> None:

@@ -258,7 +258,7 @@ def drive(outcomes: list[Outcome], options: argparse.Namespace) -> None:
                 break
             draw = random.Random(seed)
             way = draw.choice(WAYS)
-            while (enough[False] and way in WAYS[:2]) or (enough[True] and way == "pulses"):
+            while (enough[False] and way != "pulses") or (enough[True] and way == "pulses"):
                 way = draw.choice(WAYS)  # what hardly gives the kind that is still wanted costs time only
             outcome = one(way, draw.random(), cores[1], server, seed)
             outcomes.append(outcome)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import os
 import platform
 import socket
@@ -202,6 +203,16 @@ class StampedTransport(asyncio.Transport):
         return self._closed
 
 
+def _literal(host: str, port: int) -> list[tuple[Any, ...]]:
+    """The address that ``host`` spells out, which needs no resolver and its thread; none where it is a name."""
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return []
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    return [(family, socket.SOCK_STREAM, 0, "", (host, port))]
+
+
 async def connect_stamped(host: str, port: int, protocol: StampedProtocol, clock: KernelClock) -> StampedTransport:
     """Connect to the first of the host's addresses that answers.
 
@@ -209,7 +220,7 @@ async def connect_stamped(host: str, port: int, protocol: StampedProtocol, clock
         OSError: None does; the error of the last one tried.
     """
     loop = asyncio.get_running_loop()
-    found: list[tuple[Any, ...]] = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = _literal(host, port) or await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     last: OSError = OSError(errno.EADDRNOTAVAIL, f"{os.strerror(errno.EADDRNOTAVAIL)}: {host}")
     for family, kind, number, _, address in found:
         sock = socket.socket(family, kind, number)
