@@ -236,14 +236,21 @@ def test_an_engine_core_killed_under_load_is_noticed_within_a_second(pool):
     handle = engines.acquire("one")
     tree = Tree(handle.pid)
     killed_at: list[float] = []
+    killers: list[threading.Thread] = []
 
-    def kill() -> None:
+    def finished() -> int:
+        with ControlClient(handle.base_url, handle.api_key) as control:
+            return control.counters().requests_finished or 0
+
+    def kill_after(count: int) -> None:
+        until(lambda: time.sleep(0.2) or finished() >= count, 120)  # each look takes the server time
         killed_at.append(time.monotonic())
         core_of(handle).kill()
 
     def when_measuring(line: str) -> None:
-        if "long: warm-up" not in line and not killed_at:
-            threading.Timer(2.0, kill).start()
+        if "long: warm-up" not in line and not killers:
+            killers.append(threading.Thread(target=kill_after, args=(finished() + 2,)))
+            killers[0].start()
 
     noticed: list[float] = []
 
