@@ -52,7 +52,7 @@ docs: $(READY)   ## build the documentation into site/ (reference pages are made
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 	@echo "docs: open site/index.html"
 
-test-compat: $(READY) ## the seams on every supported pytest, pytest-benchmark, xdist and Python (20 minutes)
+test-compat: $(READY) ## the seams on every supported pytest, pytest-benchmark, xdist and Python (19 environments)
 	$(VENV)/bin/nox -f noxfile.py $(ARGS)
 
 test-random: $(READY) ## the project's own tests in random order on two workers
