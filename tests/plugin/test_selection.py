@@ -85,6 +85,30 @@ def test_a_failed_run_is_stored_and_is_no_baseline(project):
     assert (info["outcomes"], info["baseline"]) == ({"output_throughput": "FAIL"}, False)
 
 
+def test_a_missed_limit_stops_stepwise_which_goes_on_there(project):
+    suite = """
+    def test_first_token(vllm_measure, vllm_check):
+        vllm_check(vllm_measure("tiny"), "ttft_mean")
+
+    def test_throughput(vllm_measure, vllm_check):
+        vllm_check(vllm_measure("tiny"), "output_throughput")
+
+    def test_last(vllm_engine):
+        pass
+    """
+    limits = """
+    version = 1
+    [[limit]]
+    ttft_mean = { max = "60 s" }
+    output_throughput = { min = "999999999 tok/s" }
+    """
+    project.write(suite=suite, thresholds=limits)
+    project.run("--sw", "--vllmperf-record-only").assert_outcomes(passed=1, failed=1)
+    again = project.run("--sw", "--vllmperf-record-only")
+    again.assert_outcomes(failed=1, deselected=1)
+    assert again.ret != 0
+
+
 def test_an_interrupted_run_is_stored_and_is_no_baseline(project):
     suite = """
     def test_first_token(vllm_measure, vllm_check):
