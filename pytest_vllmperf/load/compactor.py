@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pytest_vllmperf.domain.records import RequestRecord
 from pytest_vllmperf.load.exchange import Exchange
@@ -13,12 +13,14 @@ from pytest_vllmperf.load.target import Carrier
 
 __all__ = ["Compactor"]
 
-_MOST_STASHED_READS = 40_000
-"""About 16 MB of raw reads."""
+_MOST_STASHED_BYTES = 16_000_000
+_READ_OVERHEAD_BYTES = 150
+"""What a read takes beside its bytes: the objects that hold them and the stamp."""
 _SLICE = 64
 """Reads understood in one turn of the loop, about 0.1 ms: its sockets are attended to in between."""
 _TAIL = 3
 """Reads at the end of an answer in which its fault would show."""
+_ALL = 1 << 62
 _OK = b"HTTP/1.1 200"
 
 Sample = Callable[[RequestRecord], float | None]
@@ -30,7 +32,7 @@ class Compactor:
     Args:
         output_tokens: How many were asked, by the request's index.
         exact: Whether exactly as many must come.
-        most_stashed_reads: Beyond that, reads are understood while the load runs, bit by bit.
+        most_stashed_bytes: Beyond that, reads are understood while the load runs, bit by bit.
         sample: A latency wanted of every finished request while the load runs; None wants none.
     """
 
@@ -39,7 +41,7 @@ class Compactor:
         *,
         output_tokens: Mapping[int, int],
         exact: bool,
-        most_stashed_reads: int = _MOST_STASHED_READS,
+        most_stashed_bytes: int = _MOST_STASHED_BYTES,
         sample: Sample | None = None,
     ) -> None:
         self.failed = 0
@@ -47,9 +49,9 @@ class Compactor:
         self.ttft_s: list[float] = []
         self._output_tokens = output_tokens
         self._exact = exact
-        self._most_stashed_reads = most_stashed_reads
+        self._most_stashed_bytes = most_stashed_bytes
         self._sample = sample
-        self._stashed_reads = 0
+        self._stashed_bytes = 0
         self._ended_reads = 0
         self._ended: deque[Exchange] = deque()
         self._work: deque[tuple[Exchange, list[tuple[int, bytes]], bool]] = deque()
@@ -59,7 +61,7 @@ class Compactor:
         """Take an exchange that is over. It keeps only what is needed for its record."""
         exchange.payload = b""
         reads = exchange.reads
-        self._stashed_reads += len(reads)
+        self._stashed_bytes += _size(reads)
         self._ended_reads += len(reads) + exchange.taken
         if exchange.taken:
             self._put(exchange)
@@ -70,7 +72,7 @@ class Compactor:
             self._put(exchange)
             return
         self._ended.append(exchange)
-        if self._stashed_reads > self._most_stashed_reads:
+        if self._stashed_bytes > self._most_stashed_bytes:
             self._put(self._ended.popleft())
 
     def reads(self, in_flight: Iterable[tuple[Exchange, Carrier | None]]) -> int:
@@ -78,13 +80,14 @@ class Compactor:
         under_way = list(in_flight)
         stashed = sum(len(exchange.reads) for exchange, _ in under_way)
         count = self._ended_reads + stashed + sum(exchange.taken for exchange, _ in under_way)
-        if self._stashed_reads + stashed > self._most_stashed_reads:
+        in_flight_bytes = sum(_size(exchange.reads) for exchange, _ in under_way)
+        if self._stashed_bytes + in_flight_bytes > self._most_stashed_bytes:
             while self._ended:
                 self._put(self._ended.popleft())
             for exchange, carrier in under_way:
                 taken = [] if carrier is None else carrier.drain()
                 if taken:
-                    self._stashed_reads += len(taken)
+                    self._stashed_bytes += _size(taken)
                     self._work.append((exchange, taken, False))
             self._schedule()
         return count
@@ -92,7 +95,7 @@ class Compactor:
     def finish(self) -> None:
         """Understand whatever is still waiting for it, when the clock has stopped."""
         while self._work:
-            self._do_some(self._most_stashed_reads)
+            self._do_some(_ALL)
 
     def record(self, exchange: Exchange) -> RequestRecord:
         """The record of an exchange that is over, after :meth:`finish`."""
@@ -118,8 +121,9 @@ class Compactor:
         exchange, reads, last = self._work[0]
         if exchange.reading is None:
             exchange.reading = AnswerReading()
-        exchange.reading.feed(reads[:most])
-        self._stashed_reads -= min(most, len(reads))
+        some = reads[:most]
+        exchange.reading.feed(some)
+        self._stashed_bytes -= _size(some)
         del reads[:most]
         if reads:
             return
@@ -135,6 +139,10 @@ class Compactor:
             self.failed += 1
         elif self._sample is not None and (value := self._sample(record)) is not None:
             self.samples.append(value)
+
+
+def _size(reads: Sequence[tuple[int, bytes]]) -> int:
+    return sum(len(data) for _, data in reads) + _READ_OVERHEAD_BYTES * len(reads)
 
 
 def _looks_failed(exchange: Exchange) -> bool:

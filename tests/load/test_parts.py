@@ -74,7 +74,8 @@ def test_answers_read_early_to_save_memory_are_the_same() -> None:
 
     async def run() -> list[Exchange]:
         done = exchanges()
-        early = Compactor(output_tokens=asked, exact=True, most_stashed_reads=1)
+        room = len(recorded("plain")) + 200  # for one answer
+        early = Compactor(output_tokens=asked, exact=True, most_stashed_bytes=room)
         for exchange in done:
             early.add(exchange)
         for _ in range(20):
