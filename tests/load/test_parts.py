@@ -99,14 +99,14 @@ def test_health_counts_only_what_came_after_its_start() -> None:
     async def run() -> ClientHealth:
         clock = HealthClock(asyncio.get_running_loop())
         await asyncio.sleep(0.1)
-        until = time.process_time_ns() + 120_000_000
+        until = time.process_time_ns() + 250_000_000
         while time.process_time_ns() < until:  # the loop attends to nothing meanwhile, and must say so
             pass
         await asyncio.sleep(0.05)
         return clock.read([Exchange(index=0, payload=b"", due_ns=5, dispatched_ns=12)])
 
     health = asyncio.run(run())
-    assert health.cpu_ns >= 120_000_000
+    assert health.cpu_ns >= 250_000_000
     assert health.wall_ns >= health.cpu_ns * 0.9
     assert (health.dispatch_lag_p99_ns, health.dispatch_lag_mean_ns, health.loop) == (7, 7, "asyncio")
     assert health.loop_lag_p99_ns is not None
