@@ -269,7 +269,7 @@ def test_an_engine_core_killed_under_load_is_noticed_within_a_second(pool):
         f"noticed {noticed[0] - killed_at[0]:.2f} s after the kill, load over after "
         f"{over_at - killed_at[0]:.2f} s; {summary.failures}",
     )
-    assert noticed[0] - killed_at[0] < 5.0  # well under a second where nobody else wants the cores
+    assert noticed[0] - killed_at[0] < 5.0  # 0.8 s when it was measured
     assert over_at - killed_at[0] < 10.0
     assert summary.completed > 0
     assert summary.completed + sum(summary.failures.values()) == summary.requests
