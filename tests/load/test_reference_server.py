@@ -161,4 +161,4 @@ def test_it_is_launched_as_an_engine_and_its_flags_plant_effects(tmp_path) -> No
         pool.close()
     assert (told["tpot_s"], told["slots"]) == (pytest.approx(0.003), 3)
     assert summary.invalid == ()
-    assert summary.metrics["tpot_p50"].value >= 0.0029
+    assert summary.metrics["tpot_p50"].value >= 0.0027  # 2 ms without the effect; a late first token shortens it
