@@ -126,7 +126,7 @@ def _source(journal: Journal) -> _Source:
                 launches.update({(line["worker"], e.name): e.launches for e in found.engines.values()})
                 evidence.add(found)
                 for what, by_measurement in told.items():
-                    by_measurement.update(line[what])
+                    by_measurement.update(line.get(what, {}))  # journals of 2026-11 began without some
         return _Source(
             journal=journal,
             environment=msgspec.convert(journal.start["environment"], Environment),

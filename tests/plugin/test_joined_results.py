@@ -176,6 +176,17 @@ def test_runs_judged_by_other_limits_are_not_joined(shards):
     assert "need one and the same thresholds.toml" in refused.stderr
 
 
+def test_a_journal_from_before_conditions_were_written_is_read(project):
+    project.write(engines=TWO, thresholds=LIMITS)
+    assert project.run("--benchmark-disable").ret == 0
+    journal = project.path / "reports/latest/results.jsonl"
+    old = [{k: v for k, v in line.items() if k not in ("conditions", "subjects")} for line in lines(journal)]
+    assert old != lines(journal)
+    journal.write_text("".join(json.dumps(line) + "\n" for line in old))
+    read = vllmperf(project, "merge", "reports/latest", "--no-history")
+    assert read.returncode == 0, read.stdout + read.stderr
+
+
 def test_what_is_no_run_is_refused_by_name(project):
     (project.path / "nothing").mkdir()
     refused = vllmperf(project, "merge", "nothing")
