@@ -132,7 +132,7 @@ def _throughput(records: Sequence[RequestRecord], origin: int, edges: np.ndarray
         amounts += record.event_tokens or [even] * len(record.event_ns)
     import numpy as np
 
-    seconds = (np.asarray(at, dtype=np.int64) - origin) * _NS
+    seconds = np.minimum((np.asarray(at, dtype=np.int64) - origin) * _NS, edges[-1])  # by rounding, the last is beyond
     tokens, _ = np.histogram(seconds, bins=edges, weights=np.asarray(amounts, dtype=np.float64))
     return _binned(tokens, edges, "tok/s")
 

@@ -146,7 +146,7 @@ def test_every_metric_of_a_load_run_is_in_the_catalogue_under_its_own_name() -> 
     metrics = summary_of(load_run(FIRST, SECOND)).metrics
     assert {name for name, value in metrics.items() if value.name != name} == set()
     assert set(metrics) <= set(METRICS)
-    elsewhere = {"time_to_ready", "first_request_ttft", "accuracy", "accuracy_change"}
+    elsewhere = {"time_to_ready", "first_request_ttft", "accuracy", "accuracy_change", "capacity_rps"}
     elsewhere |= {"kl_mean", "top1_agreement", "perplexity", "time_to_sleep", "time_to_wake", "device_memory_asleep"}
     elsewhere |= {
         "sm_clock_ratio",

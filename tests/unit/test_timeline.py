@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from streams import MS, answered, counters, failed, load_run
 
@@ -51,6 +51,7 @@ def test_concurrency_is_the_mean_number_in_flight_of_each_bin() -> None:
         max_size=30,
     )
 )
+@example(requests=[(0, [90])])  # 90e6 * 1e-9 is a little more than 9 * 0.01
 def test_nothing_is_lost_in_the_bins(requests: list[tuple[int, list[int]]]) -> None:
     records = [
         answered(dispatched_ms=start, events_ms=tuple(start + t for t in sorted(gaps)), tokens=(2,) * len(gaps))
