@@ -12,6 +12,7 @@ from fake_nvml import FakeNvml
 from hypothesis import settings
 
 settings.register_profile("vllmperf", deadline=None)  # on a busy machine one example may take long
+settings.register_profile("ci", deadline=None, derandomize=True)  # a change passes or fails by itself, not by luck
 settings.register_profile("fuzz", deadline=None, max_examples=4_000, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "vllmperf"))
 
