@@ -267,15 +267,18 @@ def mean_s(stamps: list[dict[str, list[int]]]) -> float:
     return sum(waits) / len(waits)
 
 
+def loaded_while_stopped(workload: Workload, *options: str) -> tuple[LoadRun, float]:
+    """A run whose client stood still again and again, and its true mean TTFT."""
+    with reference_server(*options, command=first_served(min(os.sched_getaffinity(0)))) as server:
+        with stopped_again_and_again(stopped_s=0.15, running_s=0.05):
+            run = load(server, workload)
+        return run, mean_s(server.stamps())
+
+
 def test_a_read_that_comes_late_is_no_late_arrival() -> None:
     """Tokens are further apart than the client stands still: the kernel's stamps are right however late it reads."""
     workload = small(requests=24, max_concurrency=8, output_tokens=4)
-    with reference_server(
-        "--ttft-ms", "200", "--tpot-ms", "250", command=first_served(min(os.sched_getaffinity(0)))
-    ) as server:
-        with stopped_again_and_again(stopped_s=0.15, running_s=0.05):
-            run = load(server, workload)
-        truth_s = mean_s(server.stamps())
+    run, truth_s = loaded_while_stopped(workload, "--ttft-ms", "200", "--tpot-ms", "250")
     summary = summarize(run, engine="e", model=MODEL, workload=workload)
     assert run.client.kernel_stamps
     assert (run.client.loop_lag_mean_ns or 0) > 0.02e9, "it did stand still"
@@ -286,12 +289,7 @@ def test_a_read_that_comes_late_is_no_late_arrival() -> None:
 
 def test_a_client_that_reads_several_tokens_at_once_says_that_its_latencies_are_its_own() -> None:
     workload = small(requests=48, max_concurrency=12, output_tokens=30)
-    with reference_server(
-        "--ttft-ms", "60", "--tpot-ms", "10", command=first_served(min(os.sched_getaffinity(0)))
-    ) as server:
-        with stopped_again_and_again(stopped_s=0.15, running_s=0.05):
-            run = load(server, workload)
-        truth_s = mean_s(server.stamps())
+    run, truth_s = loaded_while_stopped(workload, "--ttft-ms", "60", "--tpot-ms", "10")
     summary = summarize(run, engine="e", model=MODEL, workload=workload)
     assert summary.metrics["ttft_mean"].value > 1.05 * truth_s, "several tokens came before it looked"
     assert any("the client was the bottleneck" in reason for reason in summary.invalid), run.client

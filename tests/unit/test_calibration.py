@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
+from summaries import load_summary
 
 from pytest_vllmperf.domain.calibration import Action, Proposal, propose
 from pytest_vllmperf.domain.calibration_section import calibration_section
 from pytest_vllmperf.domain.levels import judge_level
 from pytest_vllmperf.domain.metrics import METRICS, Better
 from pytest_vllmperf.domain.replicates import pooled
-from pytest_vllmperf.domain.summary import MetricValue, Summary, metric_values
+from pytest_vllmperf.domain.summary import MetricValue, Summary
 from pytest_vllmperf.domain.thresholds import Limit, LimitTable, Match, Outcome, Subject, Thresholds
 from pytest_vllmperf.domain.units import parse_quantity
 
@@ -19,22 +20,7 @@ SUBJECT = Subject(hardware="NVIDIA H200", model="m", engine="e", workload="w")
 
 
 def launch(values: dict[str, float], *, ttft: tuple[float, ...] = (0.2,), **changes: object) -> Summary:
-    summary = Summary(
-        engine="e",
-        workload="w",
-        kind="load",
-        model="m",
-        description="w",
-        requests=10,
-        completed=10,
-        failures={},
-        duration_s=2.0,
-        metrics=metric_values(distributions={"ttft": ttft}, scalars=values),
-        invalid=(),
-        warnings=(),
-        facts={},
-    )
-    return replace(summary, **changes)  # type: ignore[arg-type]
+    return load_summary(distributions={"ttft": ttft}, scalars=values, **changes)
 
 
 def launches(metric: str, *values: float) -> Summary:

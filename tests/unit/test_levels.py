@@ -1,35 +1,17 @@
-from dataclasses import replace
-
 import pytest
+from summaries import load_summary
 
 from pytest_vllmperf.domain.levels import judge_level, undecided
 from pytest_vllmperf.domain.replicates import pooled, split_into_rounds
-from pytest_vllmperf.domain.summary import MetricValue, Summary, metric_values
+from pytest_vllmperf.domain.summary import MetricValue, Summary
 from pytest_vllmperf.domain.thresholds import Limit, Outcome
 from pytest_vllmperf.errors import ConfigError
 
 
 def load(ttft: list[float], *, throughput: float | None = 100.0, memory: float = 1e9, **changes: object) -> Summary:
-    values = metric_values(
-        distributions={"ttft": ttft},
-        scalars={"output_throughput": throughput, "host_memory_peak": memory, "preemptions": 1.0},
-    )
-    summary = Summary(
-        engine="e",
-        workload="w",
-        kind="load",
-        model="m",
-        description="w",
-        requests=len(ttft),
-        completed=len(ttft),
-        failures={},
-        duration_s=2.0,
-        metrics=values,
-        invalid=(),
-        warnings=(),
-        facts={"tokens": 5},
-    )
-    return replace(summary, **changes)  # type: ignore[arg-type]
+    scalars = {"output_throughput": throughput, "host_memory_peak": memory, "preemptions": 1.0}
+    given = {"requests": len(ttft), "facts": {"tokens": 5}, **changes}
+    return load_summary(distributions={"ttft": ttft}, scalars=scalars, **given)  # type: ignore[arg-type]
 
 
 def answers(right: int, wrong: int, *, other: tuple[float, ...] = ()) -> Summary:

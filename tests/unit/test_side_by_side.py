@@ -1,31 +1,17 @@
 import math
-from dataclasses import replace
 
 import pytest
 from scipy.stats import ttest_ind
+from summaries import load_summary
 
 from pytest_vllmperf.domain.replicates import pooled
 from pytest_vllmperf.domain.side_by_side_section import differences, side_by_side_sections
-from pytest_vllmperf.domain.summary import Summary, metric_values
+from pytest_vllmperf.domain.summary import Summary
 
 
 def load(engine: str, throughput: float, *, ttft: float = 0.2, workload: str = "heavy", **changes: object) -> Summary:
-    summary = Summary(
-        engine=engine,
-        workload=workload,
-        kind="load",
-        model="m",
-        description="w",
-        requests=10,
-        completed=10,
-        failures={},
-        duration_s=2.0,
-        metrics=metric_values(distributions={"ttft": [ttft]}, scalars={"output_throughput": throughput}),
-        invalid=(),
-        warnings=(),
-        facts={},
-    )
-    return replace(summary, **changes)  # type: ignore[arg-type]
+    distributions, scalars = {"ttft": [ttft]}, {"output_throughput": throughput}
+    return load_summary(distributions=distributions, scalars=scalars, engine=engine, workload=workload, **changes)
 
 
 def rounds(engine: str, *throughputs: float) -> Summary:
