@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from pytest_vllmperf.domain.normal_scores import apart, normal_scores
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -70,7 +72,7 @@ def change_points(values: Sequence[float], *, alpha: float = ALPHA) -> tuple[Cha
 def _splits(series: np.ndarray[Any, Any], offset: int, alpha: float) -> list[int]:
     if len(series) < _FEWEST or series.min() == series.max():
         return []
-    scores = _scores(series)
+    scores = normal_scores(series)
     each = _statistic(scores)
     best = int(each.argmax())
     null = _null_distribution(len(series))
@@ -95,23 +97,11 @@ def _placed(series: np.ndarray[Any, Any], near: int) -> int:
     return min(places, key=lambda at: (deviation(at), abs(at - near)))
 
 
-def _scores(series: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    import numpy as np
-    from scipy.stats import norm, rankdata
-
-    return np.asarray(norm.ppf((rankdata(series) - 0.5) / len(series)))
-
-
 def _statistic(scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The statistic of every split, along the last axis; the first one leaves ``_SHORTEST`` values before it."""
     import numpy as np
 
-    total = scores.shape[-1]
-    before = np.arange(_SHORTEST, total - _SHORTEST + 1)
-    sums = np.cumsum(scores, axis=-1)[..., before - 1]
-    rest = scores.sum(axis=-1, keepdims=True) - sums
-    each = np.abs(sums / before - rest / (total - before)) / np.sqrt(1 / before + 1 / (total - before))
-    return np.asarray(each)
+    return np.asarray(np.abs(apart(scores, np.arange(_SHORTEST, scores.shape[-1] - _SHORTEST + 1))))
 
 
 @lru_cache(maxsize=512)
@@ -119,7 +109,7 @@ def _null_distribution(total: int) -> np.ndarray[Any, Any]:
     """The statistic of ``total`` values in random order; ties are not modelled."""
     import numpy as np
 
-    scores = _scores(np.arange(total, dtype=np.float64))
+    scores = normal_scores(np.arange(total, dtype=np.float64))
     random = np.random.default_rng(0)
     rows = max(1, math.floor(2e6 / total))
     parts = []

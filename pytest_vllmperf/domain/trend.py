@@ -10,6 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from pytest_vllmperf.domain.metrics import Better
+from pytest_vllmperf.domain.normal_scores import apart, normal_scores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +87,7 @@ def scan_trend(
     refused = _refused(total, longest, better)
     if refused is not None:
         return TrendFinding(step=None, p_value=None, n=total, left_out=left_out, reason=refused)
-    scores = _normal_scores([-x for x in logs] if better is Better.HIGHER else logs)
+    scores = normal_scores([-x for x in logs] if better is Better.HIGHER else logs)
     found = float(_statistic(scores, longest).max())
     null = _null_distribution(tuple(sorted(scores.tolist())), longest)
     p_value = (1 + int((null >= found - 1e-12).sum())) / (1 + len(null))
@@ -110,22 +111,11 @@ def _refused(total: int, longest: int, better: Better) -> str | None:
     return None
 
 
-def _normal_scores(worse: Sequence[float]) -> np.ndarray[Any, Any]:
-    import numpy as np
-    from scipy.stats import norm, rankdata
-
-    return np.asarray(norm.ppf((rankdata(worse) - 0.5) / len(worse)))
-
-
 def _statistic(scores: np.ndarray[Any, Any], longest: int) -> np.ndarray[Any, Any]:
     """The statistic of every a = 2 … ``longest``, along a new last axis."""
     import numpy as np
 
-    total = scores.shape[-1]
-    lengths = np.arange(_SHORTEST, longest + 1)
-    last = np.cumsum(scores[..., ::-1], axis=-1)[..., lengths - 1]
-    rest = scores.sum(axis=-1, keepdims=True) - last
-    return np.asarray((last / lengths - rest / (total - lengths)) / np.sqrt(1 / lengths + 1 / (total - lengths)))
+    return apart(scores[..., ::-1], np.arange(_SHORTEST, longest + 1))
 
 
 def _place(logs: Sequence[float], longest: int) -> int:

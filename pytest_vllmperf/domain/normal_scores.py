@@ -1,0 +1,29 @@
+"""Ranks as normal scores, and how far the scores of two parts of a series lie apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["apart", "normal_scores"]
+
+
+def normal_scores(values: Sequence[float] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Φ⁻¹((rank − ½) / T): what a spike weighs no longer depends on its size."""
+    import numpy as np
+    from scipy.stats import norm, rankdata
+
+    return np.asarray(norm.ppf((rankdata(values) - 0.5) / len(values)))
+
+
+def apart(scores: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """(mean of the first a − mean of the rest) / √(1/a + 1/(T − a)) along the last axis, for every a of ``lengths``."""
+    import numpy as np
+
+    rest_lengths = scores.shape[-1] - lengths
+    first = np.cumsum(scores, axis=-1)[..., lengths - 1]
+    rest = scores.sum(axis=-1, keepdims=True) - first
+    return np.asarray((first / lengths - rest / rest_lengths) / np.sqrt(1 / lengths + 1 / rest_lengths))
