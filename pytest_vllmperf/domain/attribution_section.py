@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pytest_vllmperf.domain.attribution import Attribution, Change, FactorEffect, MetricAttribution
 from pytest_vllmperf.domain.factors import Factor
 from pytest_vllmperf.domain.metrics import Better, metric
-from pytest_vllmperf.domain.section import Cell, Forest, ForestRow, Kind, Section, Table
+from pytest_vllmperf.domain.section import Cell, Forest, ForestRow, Kind, Section, Table, section_id
 
 __all__ = ["attribution_section"]
 
@@ -39,7 +39,7 @@ def attribution_section(
         tables.append(Table(title="Launches", head=("round", "engine", *columns), rows=rows, right=tuple(columns)))
     missing = [f"{metric_} of {workload}: {why}" for (workload, metric_), why in result.missing.items()]
     return Section(
-        id=f"attribution-{base}-{candidate}".replace(".", "-").replace("_", "-"),
+        id=section_id("attribution", base, candidate),
         title=f"What makes {candidate} differ from {base}",
         sentences=tuple(m.sentence for m in result.metrics),
         tables=tuple(tables),

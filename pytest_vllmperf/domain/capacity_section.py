@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 
 from pytest_vllmperf.domain.capacity import Capacity, CurvePoint, knee
-from pytest_vllmperf.domain.section import Cell, Kind, Line, LinePlot, Marker, Section, Table
+from pytest_vllmperf.domain.section import Cell, Kind, Line, LinePlot, Marker, Section, Table, section_id
 from pytest_vllmperf.domain.units import format_quantity
 from pytest_vllmperf.domain.workload import ServiceLevel
 
@@ -34,7 +33,7 @@ def knee_of(curve: Sequence[CurvePoint]) -> CurvePoint | None:
 
 def capacity_sentence(engine: str, workload: str, found: Capacity, *, level: ServiceLevel, target: float) -> str:
     """The finding in one sentence."""
-    held = f"{target:.4g} of the requests meet {level_text(level)}".replace("0.99 ", "99 % ", 1)
+    held = f"{format_quantity(target, unit='ratio')} of the requests meet {level_text(level)}"
     rate, low, high = (format_quantity(value, unit="req/s") for value in (found.rate, found.low, found.high))
     if found.rate is not None:
         return f"{engine} takes {rate} of {workload} [{low.removesuffix(' req/s')}, {high}] while {held}"
@@ -77,7 +76,7 @@ def capacity_section(
             f"{format_quantity(bend.e2el_mean, unit='s')}, TTFT {format_quantity(bend.ttft_mean, unit='s')}"
         )
     return Section(
-        id=re.sub(r"[^A-Za-z0-9-]", "-", f"capacity-{engine}-{workload}"),
+        id=section_id("capacity", engine, workload),
         title=f"How much {engine} can take: {workload}",
         sentences=tuple(sentences),
         tables=(_loads(curve, bend),),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pytest_vllmperf.domain.comparison import conclusion, shown_change
 from pytest_vllmperf.domain.metrics import metric
-from pytest_vllmperf.domain.section import Cell, Forest, ForestRow, Kind, Section, Table
+from pytest_vllmperf.domain.section import Cell, Forest, ForestRow, Kind, Section, Table, section_id
 from pytest_vllmperf.domain.thresholds import Outcome, Verdict
 from pytest_vllmperf.domain.units import format_quantity
 
@@ -41,7 +41,7 @@ def _section(baseline: str, candidate: str, verdicts: Sequence[Verdict]) -> Sect
     rows = tuple(_forest_row(v) for v in intervals)
     forest = (Forest(title="change of each metric", rows=rows),) if rows else ()
     return Section(
-        id=f"comparison-{baseline}-{candidate}".replace(".", "-").replace("_", "-"),
+        id=section_id("comparison", baseline, candidate),
         title=f"{candidate} against {baseline}",
         sentences=(conclusion(verdicts),),
         tables=(_table(baseline, candidate, verdicts),),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from pytest_vllmperf.domain.metrics import metric
 from pytest_vllmperf.domain.pareto import pareto_front
-from pytest_vllmperf.domain.section import Cell, Kind, Point, Scatter, Section, Table
+from pytest_vllmperf.domain.section import Cell, Kind, Point, Scatter, Section, Table, section_id
 from pytest_vllmperf.domain.summary import Summary
 from pytest_vllmperf.domain.thresholds import Outcome, Verdict
 from pytest_vllmperf.domain.units import MISSING, format_quantity
@@ -64,7 +64,7 @@ def _section(
         for engine, summary in engines.items()
     )
     return Section(
-        id=f"quality-{task}".replace(".", "-").replace("_", "-"),
+        id=section_id("quality", task),
         title=f"Which variant: {task}",
         sentences=_sentences(engines, load, outcomes),
         tables=(

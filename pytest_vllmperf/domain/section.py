@@ -11,10 +11,24 @@ Numbers are in the catalogue's base units, with the unit named: the writers form
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, Union
 
-__all__ = ["Band", "Cell", "Forest", "ForestRow", "Line", "LinePlot", "Marker", "Point", "Scatter", "Section", "Table"]
+__all__ = [
+    "Band",
+    "Cell",
+    "Forest",
+    "ForestRow",
+    "Line",
+    "LinePlot",
+    "Marker",
+    "Point",
+    "Scatter",
+    "Section",
+    "Table",
+    "section_id",
+]
 
 Kind = Literal["", "pass", "fail", "invalid", "inconclusive", "shown", "better", "worse"]
 """What a colour means; the empty one means nothing."""
@@ -180,3 +194,8 @@ class Section:
     lines: tuple[LinePlot, ...] = ()
     notes: tuple[str, ...] = ()
     kind: Kind = ""
+
+
+def section_id(kind: str, *names: str) -> str:
+    """The ``id`` of a section about ``names``, such as ``comparison-a-b``: letters, digits and hyphens."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", "-".join((kind, *names)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pytest_vllmperf.domain.comparison import COMPARED
 from pytest_vllmperf.domain.metrics import Better, judgeable_metric
 from pytest_vllmperf.domain.paired import signed_percent
-from pytest_vllmperf.domain.section import Cell, Kind, Section, Table
+from pytest_vllmperf.domain.section import Cell, Kind, Section, Table, section_id
 from pytest_vllmperf.domain.summary import Replicates, Summary
 from pytest_vllmperf.domain.units import format_quantity
 
@@ -148,7 +148,7 @@ def _section(baseline: str, candidate: str, rows: Sequence[Difference], *, launc
         "over rounds or launches; what differs between launches is not in an interval over rounds."
     )
     return Section(
-        id="".join(c if c.isalnum() else "-" for c in f"beside-{baseline}-{candidate}"),
+        id=section_id("beside", baseline, candidate),
         title=f"{candidate} beside {baseline}",
         sentences=(f"{_sentence(rows)} ({launched}, unpaired: not a verdict)",),
         tables=(_table(baseline, candidate, rows),),
