@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_vllmperf.domain.pacing import Reminder
 from pytest_vllmperf.errors import EngineError
 
 __all__ = ["HostBudget", "available_memory_bytes", "memory_limit_bytes"]
@@ -23,8 +24,6 @@ _GIB = 2**30
 _MOST = 0.9
 """Share of the memory that reservations may take together: the rest is for everything else."""
 _POLL_S = 0.1
-_TELL_AFTER_S = 1.0
-_TELL_AGAIN_S = 30.0
 _SHM = Path("/dev/shm")  # noqa: S108 - where vLLM keeps its tier; nothing is made there
 _CGROUP = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -81,7 +80,7 @@ class HostBudget:
         if not host and not shared:
             return
         wanted = _Held(host=host, shared=shared, note=f"engine {engine!r} of {self._project} (pid {os.getpid()})")
-        started = told = time.monotonic()
+        reminder = Reminder(started_s=time.monotonic())
         while True:
             others = self._try(engine, wanted)
             if others is None:
@@ -89,11 +88,10 @@ class HostBudget:
             if not others:
                 raise EngineError(_never(engine, wanted))
             now = time.monotonic()
-            if now - told > (_TELL_AFTER_S if told == started else _TELL_AGAIN_S):
-                told = now
+            if reminder.due(now):
                 waiting(
-                    f"{engine}: waiting {now - started:.0f} s for {host / _GIB:.3g} GiB of host memory, reserved by "
-                    f"{'; '.join(sorted(other.note for other in others))}"
+                    f"{engine}: waiting {now - reminder.started_s:.0f} s for {host / _GIB:.3g} GiB of host memory, "
+                    f"reserved by {'; '.join(sorted(other.note for other in others))}"
                 )
             time.sleep(_POLL_S)
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pytest_vllmperf.domain.pacing import Reminder
 from pytest_vllmperf.errors import EngineError
 
 __all__ = ["HostLeases", "lease_directory"]
@@ -23,8 +24,6 @@ _CPU = "cpu"
 _MOUNTS = Path("/proc/self/mounts")
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "9p", "lustre", "fuse.sshfs")
 _POLL_S = 0.1
-_TELL_AFTER_S = 1.0
-_TELL_AGAIN_S = 30.0
 
 
 def lease_directory() -> Path:
@@ -71,7 +70,7 @@ class HostLeases:
             return tuple(gpus[:count])
         wanted = tuple(gpus) if gpus else self._cpu_wanted()
         count = count if gpus else len(wanted)
-        started = told = time.monotonic()
+        reminder = Reminder(started_s=time.monotonic())
         while True:
             with _told():
                 held = self._try(self._directory, engine, wanted, count, sharing or {})
@@ -79,9 +78,9 @@ class HostLeases:
                 self._held[engine] = held
                 return tuple(held) if gpus else ()
             now = time.monotonic()
-            if waiting and now - told > (_TELL_AFTER_S if told == started else _TELL_AGAIN_S):
-                told = now
-                waiting(f"{engine}: waiting {now - started:.0f} s for {_describe(self._directory, wanted, count)}")
+            if waiting and reminder.due(now):
+                what = _describe(self._directory, wanted, count)
+                waiting(f"{engine}: waiting {now - reminder.started_s:.0f} s for {what}")
             time.sleep(_POLL_S)
 
     def descriptors(self, engine: str) -> tuple[int, ...]:
@@ -121,14 +120,13 @@ class HostLeases:
             self._make(self._directory)
             path = _path(self._directory, lock)
             descriptor = _open(path)
-        started = told = time.monotonic()
+        reminder = Reminder(started_s=time.monotonic())
         try:
             while not (locked := _locked(descriptor)) and not over():
                 now = time.monotonic()
-                if now - told > (_TELL_AFTER_S if told == started else _TELL_AGAIN_S):
-                    told = now
+                if reminder.due(now):
                     holder = path.read_text(encoding="utf-8", errors="replace").strip() or "somebody"
-                    waiting(f"{engine}: waiting {now - started:.0f} s for {what}, held by {holder}")
+                    waiting(f"{engine}: waiting {now - reminder.started_s:.0f} s for {what}, held by {holder}")
                 time.sleep(_POLL_S)
             if locked:
                 _note(descriptor, f"engine {engine!r} of {self._project} (pid {os.getpid()})")

@@ -1,10 +1,10 @@
-"""How often to look, so that looking stays cheap on whatever machine this is."""
+"""How often to look, so that looking stays cheap on whatever machine this is; and how often to tell of a wait."""
 
 from __future__ import annotations
 
 from collections import deque
 
-__all__ = ["Pace"]
+__all__ = ["Pace", "Reminder"]
 
 _REMEMBERED = 3
 
@@ -36,3 +36,25 @@ class Pace:
     def cost(self, cpu_s: float) -> None:
         """Take one look's CPU seconds into account."""
         self._costs_s.append(cpu_s)
+
+
+class Reminder:
+    """When to tell of a wait that goes on: once it is no longer short, and now and then from there on.
+
+    Args:
+        started_s: When it began, on a clock that never goes back.
+        after_s: Told for the first time when it has lasted longer than this.
+        again_s: And again each time so much more has passed.
+    """
+
+    def __init__(self, *, started_s: float, after_s: float = 1.0, again_s: float = 30.0) -> None:
+        self.started_s = started_s
+        self._again_s = again_s
+        self._next_s = started_s + after_s
+
+    def due(self, now_s: float) -> bool:
+        """Whether to tell now; if so, it counts as told."""
+        if now_s <= self._next_s:
+            return False
+        self._next_s = now_s + self._again_s
+        return True

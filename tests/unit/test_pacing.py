@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vllmperf.domain.pacing import Pace
+from pytest_vllmperf.domain.pacing import Pace, Reminder
 
 
 def paced(*costs_s, base_s=0.05, share=0.01, longest_s=5.0):
@@ -40,3 +40,9 @@ def test_looks_stay_within_their_share(cost_s, looks):
     """Below ``longest_s`` × share a look's cost over its period never exceeds the share."""
     pace = paced(*[cost_s] * looks)
     assert cost_s / pace.period_s <= 0.01 * (1 + 1e-9)
+
+
+def test_a_wait_is_told_once_it_is_long_and_then_rarely():
+    reminder = Reminder(started_s=100.0, after_s=1.0, again_s=30.0)
+    told = [tenths / 10 for tenths in range(1000, 1700) if reminder.due(tenths / 10)]
+    assert told == [101.1, 131.2, 161.3]
