@@ -161,14 +161,14 @@ class Launching:
             self.tell(f"{config.name}: starting (pid {process.pid}, log {log_path})")
             return start.until_ready(), process
         except EngineError:
-            self._stop_failed(slot)
+            self.stop_quietly(slot)
             raise
         except BaseException:  # Ctrl-C while starting must not leave it running either
             self.stop(slot)
             raise
 
-    def _stop_failed(self, slot: Slot) -> None:
-        """What goes wrong now must not hide why the start failed, and is told instead."""
+    def stop_quietly(self, slot: Slot) -> None:
+        """Stop an engine that failed: what goes wrong now must not hide why it failed, and is told instead."""
         try:
             self.stop(slot)
         except EngineError as error:

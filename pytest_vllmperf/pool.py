@@ -189,7 +189,10 @@ class EnginePool:
         if slot.process and slot.process.lost_guardian:
             what = "ended because its guardian was killed"
         slot.error = self._failure(kind, slot, what)
-        self._stop_quietly(slot)
+        try:
+            self._launching.stop_quietly(slot)
+        finally:
+            self._give_back(slot)
         raise slot.error
 
     def release(self, name: str) -> None:
@@ -319,15 +322,6 @@ class EnginePool:
         self._budget.give_back(slot.config.name)
         if self._keeper is not None:
             self._keeper.give_back(slot.config.name)
-
-    def _stop_quietly(self, slot: Slot) -> None:
-        """Stop an engine that failed: what goes wrong now must not hide why it failed, and is told instead."""
-        try:
-            self._stop(slot)
-        except EngineError as error:
-            self._tell(f"{slot.config.name}: {error}")
-        finally:
-            self._give_back(slot)
 
     def _stop(self, slot: Slot) -> None:
         """End its processes, then wait for its GPUs: the next engine finds them as this one did.

@@ -39,12 +39,13 @@ def take_over(session: Session, items: Sequence[Item]) -> tuple[list[Item], list
         ConfigError: There is no unfinished run, or it was judged by other limits.
     """
     journal = _unfinished(session)
-    lines = _believable(session, journal)
+    found = _found(journal)
+    lines = _believable(session, journal, found)
     when = str(journal.start["started_at"])
     done = [item for item in items if item.nodeid in lines]
     for item in done:
         for line in lines[item.nodeid]:
-            _add(session, line, when)
+            _add(session, line, found[id(line)], when)
     session.resumed += [line for item in done for line in lines[item.nodeid]]
     session.progress(f"resuming the run of {when}: {len(done)} of {len(items)} tests are done")
     return [item for item in items if item.nodeid not in lines], done
@@ -72,12 +73,19 @@ def _unfinished(session: Session) -> Journal:
     return journal
 
 
-def _believable(session: Session, journal: Journal) -> dict[str, list[Mapping[str, Any]]]:
-    """The lines of each test that ended, by node id, without engines that are configured otherwise by now."""
-    from pytest_vllmperf.conclusion import fingerprint
+def _found(journal: Journal) -> dict[int, Evidence]:
+    """What each line that has findings tells, by the line's identity."""
     from pytest_vllmperf.sending import Evidence
 
-    found = {id(line): Evidence.from_builtins(line["found"]) for line in journal.tests if "found" in line}
+    return {id(line): Evidence.from_builtins(line["found"]) for line in journal.tests if "found" in line}
+
+
+def _believable(
+    session: Session, journal: Journal, found: Mapping[int, Evidence]
+) -> dict[str, list[Mapping[str, Any]]]:
+    """The lines of each test that ended, by node id, without engines that are configured otherwise by now."""
+    from pytest_vllmperf.conclusion import fingerprint
+
     stale: set[str] = set()
     for line in journal.tests:
         if id(line) not in found:
@@ -104,10 +112,7 @@ def _about(found: Evidence) -> set[str]:
     return {*found.engines, *judged, *(summary.engine for summary in found.summaries.values())}
 
 
-def _add(session: Session, line: Mapping[str, Any], when: str) -> None:
-    from pytest_vllmperf.sending import Evidence
-
-    evidence = Evidence.from_builtins(line["found"])
+def _add(session: Session, line: Mapping[str, Any], evidence: Evidence, when: str) -> None:
     note = f"measured by the run of {when}, which this one goes on with"
 
     def noted(summary: Summary) -> Summary:
