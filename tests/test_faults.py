@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pytest_command import PYTEST
 from traces import PATIENCE_S, POLITE, STUBBORN, no_trace_afterwards, traces_in, until
 
 CONFTEST = """
@@ -53,7 +54,7 @@ def write(folder, suite=WAITING, *, stubborn=("one",), plain=(), command=STUBBOR
 @contextlib.contextmanager
 def running(folder, *arguments):
     """``pytest`` in a process group of its own, as a terminal would start it."""
-    command = (sys.executable, "-m", "pytest", "-p", "no:randomly", "--vllmperf-record-only", *arguments)
+    command = (*PYTEST, "--vllmperf-record-only", *arguments)
     with (folder / "out").open("wb") as out:
         process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
     try:

@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from pytest_command import PYTEST
 from test_pool import CPU, choose
 from traces import until
 
@@ -107,7 +107,7 @@ def session(tmp_path, monkeypatch):
     out = tmp_path / "out"
     with out.open("wb") as sink:
         process = subprocess.Popen(
-            (sys.executable, "-m", "pytest", "-v", "--vllmperf-record-only", "--rootdir", str(tmp_path)),
+            (*PYTEST, "-v", "--vllmperf-record-only", "--rootdir", str(tmp_path)),
             cwd=tmp_path,
             stdout=sink,
             stderr=subprocess.STDOUT,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pytest_command import PYTEST
 
 MODEL = Path(__file__).parents[1] / "suites" / "models" / "tinymath"
 
@@ -61,7 +62,6 @@ accuracy = { min = "80 %" }
 def run(tmp_path_factory, request) -> tuple[int, dict, str]:
     """One pytest run in a project of its own; exit code, report.json and terminal output."""
     import subprocess
-    import sys
 
     project = tmp_path_factory.mktemp("real")
     (project / "conftest.py").write_text(CONFTEST.format(model=str(MODEL)))
@@ -69,7 +69,7 @@ def run(tmp_path_factory, request) -> tuple[int, dict, str]:
     (project / "suites" / "test_it.py").write_text(SUITE)
     (project / "thresholds.toml").write_text(THRESHOLDS)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "suites/", "-v", "--rootdir", str(project), "-p", "no:cacheprovider"],
+        [*PYTEST, "suites/", "-v", "--rootdir", str(project), "-p", "no:cacheprovider"],
         cwd=project,
         capture_output=True,
         text=True,

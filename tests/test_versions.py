@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pytest_command import PYTEST
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "suites" / "models" / "tinymath"
@@ -50,7 +51,7 @@ def run(tmp_path_factory) -> tuple[dict, str]:
     (project / "test_it.py").write_text(SUITE)
     (project / "thresholds.toml").write_text('version = 1\n[[limit]]\nttft_mean = { max = "60 s" }\n')
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-v", "--rootdir", str(project), "-p", "no:cacheprovider"],
+        [*PYTEST, "-v", "--rootdir", str(project), "-p", "no:cacheprovider"],
         cwd=project,
         capture_output=True,
         text=True,

@@ -5,10 +5,10 @@ import pty
 import re
 import select
 import subprocess
-import sys
 import time
 
 import pytest
+from pytest_command import PYTEST
 
 SLOW = """
 def test_slow(vllm_measure):
@@ -34,7 +34,7 @@ def slow(project):
 def on_a_terminal(project, *arguments, **environment):
     """Everything a run wrote to a terminal of its own."""
     controller, terminal = pty.openpty()
-    command = [sys.executable, "-m", "pytest", "suites/", "--vllmperf-record-only", "-pno:cacheprovider", *arguments]
+    command = [*PYTEST, "suites/", "--vllmperf-record-only", "-pno:cacheprovider", *arguments]
     process = subprocess.Popen(
         command,
         cwd=project.path,

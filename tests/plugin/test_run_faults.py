@@ -60,11 +60,11 @@ if os.environ.get("FULL"):
 def test_a_full_disk_costs_history_and_neither_verdict_nor_report(pytester, write, monkeypatch):
     """S13: what history held before is untouched."""
     write(GOOD.format(name="one"), more=FULL)
-    assert pytester.runpytest_subprocess().ret == 0
+    assert pytester.runpytest_subprocess("-pno:randomly").ret == 0
     before = {path: path.read_bytes() for path in (pytester.path / ".benchmarks").rglob("*.json")}
     assert before
     monkeypatch.setenv("FULL", "1")
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_subprocess("-pno:randomly")
     assert result.ret == 3
     result.stdout.fnmatch_lines(["! history was not saved: *No space left on device*vllmperf merge", "*1 passed*"])
     report = json.loads((pytester.path / "reports" / "latest" / "report.json").read_text())
@@ -98,7 +98,7 @@ def test_a_log_that_cannot_grow_costs_the_log_and_nothing_else(pytester, write):
     """S12."""
     source = LIMITED.format(folder=str(TESTS), fake=str(TESTS / "fake_engine.py"))
     write(f'EngineConfig(name="one", model="fake", command=({sys.executable!r}, "-c", {source!r}))')
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_subprocess("-pno:randomly")
     assert result.ret == 0, result.stdout.str()
     log = pytester.path / "reports" / "latest" / "logs" / "one.log"
     assert 2048 < log.stat().st_size <= 4096
@@ -119,7 +119,7 @@ def test_a_time_limit_in_the_middle_of_a_start_is_a_setup_error_and_the_next_eng
     stubborn = (sys.executable, str(TESTS / "stubborn_engine.py"), "stubborn", str(told))
     slow = f'EngineConfig(name="slow", model="fake", command={stubborn!r}, args={{"fake-start-delay-s": 60}})'
     write(f"{slow}, {GOOD.format(name='two')}", more=TIMEOUT)
-    result = pytester.runpytest_subprocess("-rA")
+    result = pytester.runpytest_subprocess("-pno:randomly", "-rA")
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*Timeout >2.0s*"])
     (notes,) = told.glob("*.json")
@@ -143,7 +143,7 @@ def test_a_name_that_would_leave_the_report_folder_is_refused(name):
 def test_names_that_differ_in_case_only_are_refused(pytester, write):
     """X04: they would be one file where the file system knows no case."""
     write(f"{GOOD.format(name='one')}, {GOOD.format(name='One')}")
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_subprocess("-pno:randomly")
     assert result.ret == 4
     result.stderr.fnmatch_lines(["*'One'*differs from 'one' in case only*"])
 
@@ -152,7 +152,7 @@ def test_arguments_never_meet_a_shell(pytester, write):
     """X05."""
     nasty = {"fake-version": "; touch pwn", "fake-answer": "$(touch pwn) `touch pwn`\n&& touch pwn"}
     write(f'EngineConfig(name="one", model="fake", command=FAKE, args={nasty!r}, env={{"X": "$(touch pwn)"}})')
-    assert pytester.runpytest_subprocess().ret == 0
+    assert pytester.runpytest_subprocess("-pno:randomly").ret == 0
     assert list(pytester.path.rglob("pwn")) == []
 
 

@@ -58,7 +58,7 @@ def test_no_secret_is_in_anything_a_run_shows_or_writes(pytester, fake_command, 
     monkeypatch.setenv("HF_TOKEN", CANARY)
     pytester.makeconftest(CONFTEST.format(command=fake_command, other=OTHER, canary=CANARY))
     pytester.makepyfile(SUITE)
-    result = pytester.runpytest_subprocess("-rA", "--junitxml=junit.xml", "--showlocals", *workers)
+    result = pytester.runpytest_subprocess("-pno:randomly", "-rA", "--junitxml=junit.xml", "--showlocals", *workers)
     assert result.ret != 0
     keys = set((pytester.path / "keys").read_text().split())
     assert keys
