@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_vllmperf import asked_tasks, collection, hookspecs
+from pytest_vllmperf.command_line import is_worker, session_of
 from pytest_vllmperf.fixtures import (  # noqa: F401 - fixtures are found in the namespace of a plugin
     vllm_attribute,
     vllm_attribution,
@@ -32,7 +33,7 @@ from pytest_vllmperf.fixtures import (  # noqa: F401 - fixtures are found in the
     vllm_swept,
 )
 from pytest_vllmperf.junit import judgements, show_as_skipped, turn_into_error
-from pytest_vllmperf.options import add_options, is_worker, session_of
+from pytest_vllmperf.options import add_options
 from pytest_vllmperf.stash import EVIDENCE, SESSION, STATE, RunState
 
 if TYPE_CHECKING:
