@@ -130,9 +130,8 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path, fake_command, pytester, mo
             path.write_text(text, encoding="utf-8")
     conftest = pytester.path / "conftest.py"
     text = conftest.read_text(encoding="utf-8").replace('{"max-model-len": 16384', '{"max-model-len": 2048')
-    text = text.replace("model=MODEL,", f"model=MODEL, command={fake_command!r},").replace(
-        "requests=100", "requests=40"
-    )
+    command = (*fake_command, "--fake-ttft-ms", "300", "--fake-itl-ms", "4")  # no work for two cores
+    text = text.replace("model=MODEL,", f"model=MODEL, command={command!r},").replace("requests=100", "requests=40")
     conftest.write_text(text, encoding="utf-8")
     result = pytester.runpytest_subprocess("suites/", "-pno:randomly", "-pno:anyio", "-pno:hypothesispytest")
     assert result.ret == 0, result.stdout.str()
