@@ -50,13 +50,14 @@ def _judging(config: pytest.Config, engines: Mapping[str, EngineConfig]) -> Judg
 
 
 def _check_calibrating(config: pytest.Config, *, calibrate: bool, launches: int | None) -> None:
-    from pytest_vllmperf.domain.calibration import LEAST_LAUNCHES
     from pytest_vllmperf.errors import ConfigError
 
     if not calibrate:
         if config.getoption("--vllmperf-force"):
             raise ConfigError("--vllmperf-force belongs to --vllmperf-calibrate; nothing else writes limits")
         return
+    from pytest_vllmperf.domain.calibration import LEAST_LAUNCHES  # what it imports takes 40 ms
+
     if launches is not None and launches < LEAST_LAUNCHES:
         raise ConfigError(
             f"--vllmperf-calibrate with --vllmperf-launches={launches}: the margin of a limit comes from what changes "

@@ -116,3 +116,27 @@ def test_the_plugin_loads_nothing_heavy_where_it_is_not_used(pytester):
         "-s", *(f"-pno:{other}" for other in ("benchmark", "hypothesispytest", "anyio", "randomly"))
     )
     assert "HEAVY []" in result.stdout.str(), sys.version
+
+
+def test_collecting_tests_of_an_engine_loads_nothing_that_only_measuring_or_calibrating_needs(pytester):
+    pytester.makeconftest(
+        """
+        import sys
+        from pytest_vllmperf import EngineConfig
+
+        def pytest_vllmperf_engines(config):
+            return [EngineConfig(name="one", model="fake")]
+
+        def pytest_unconfigure(config):
+            dear = {"scipy", "numpy", "httpx", "psutil", "lm_eval", "tomlkit", "pynvml"}
+            ours = {"domain.calibration", "domain.summary", "measurement", "pool"}
+            dear |= {f"pytest_vllmperf.{name}" for name in ours}
+            print("DEAR", sorted(dear & set(sys.modules)))
+        """
+    )
+    pytester.makepyfile("def test_it(vllm_engine):\n    assert vllm_engine\n")
+    result = pytester.runpytest_subprocess(
+        "-s", "--collect-only", *(f"-pno:{other}" for other in ("benchmark", "hypothesispytest", "anyio", "randomly"))
+    )
+    result.stdout.fnmatch_lines(["*test_it?one?*", "*DEAR*"])
+    assert "DEAR []" in result.stdout.str()
