@@ -2,12 +2,13 @@
 
     python benchmarks/watch_cost.py --seconds 20
 
-One real vLLM server (the bundled model, on the CPU) is watched as in every measurement: proportional set size of
-its process tree once a second and counters twice, both less often where they are dear (``Watch``), and life 2.5 times
-a second (``Life``). This process does
-nothing else meanwhile, so its whole CPU time is theirs. The peer reads the same memory once a second through psutil
-(``memory_full_info().pss`` of each process of the tree). The last line is one JSON object: shares of one core, and
-``ratio`` = what ``Watch`` and ``Life`` take together to what the peer takes for the memory alone.
+One real vLLM server (the bundled model, on the CPU) is watched as in every measurement: resident memory of its
+process tree four times a second and the proportional set size where it may have changed, the server's counters twice a
+second, less often where they are dear (``Watch``; also each of the two alone), and life 2.5 times a second (``Life``).
+This process does nothing else meanwhile, so its whole CPU time is theirs. The peer reads the same memory once a
+second through psutil (``memory_full_info().pss`` of each process of the tree). The last line is one JSON object:
+shares of one core, and ``ratio`` = what ``Watch`` and ``Life`` take together to what the peer takes for the memory
+alone.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ ARGS = {"enforce-eager": True, "max-model-len": 2048, "max-num-seqs": 8}
 
 
 def share(seconds: float, watching: AbstractContextManager[object], work: Callable[[], object] | None = None) -> float:
-    """CPU time of this process in a span of ``seconds``, over the span; ``work`` is done once a second."""
+    """CPU time of this process in a span of ``seconds``, begin and end included; ``work`` is done once a second."""
+    began, used = time.monotonic(), time.process_time()
     with watching:
-        began, used = time.monotonic(), time.process_time()
         while (left := began + seconds - time.monotonic()) > 0:
             if work is not None:
                 work()
             threading.Event().wait(min(1.0, left))
-        return (time.process_time() - used) / (time.monotonic() - began)
+    return (time.process_time() - used) / (time.monotonic() - began)
 
 
 def main() -> int:
-    """Launch, watch in three ways, print what each cost."""
+    """Launch, watch in each way, print what each cost."""
     import psutil
 
     from pytest_vllmperf import EngineConfig
@@ -62,9 +63,14 @@ def main() -> int:
             tree = [psutil.Process(handle.pid), *psutil.Process(handle.pid).children(recursive=True)]
             with ControlClient(handle.base_url, handle.api_key) as control:
                 watch = Watch(pid=handle.pid, gpu_uuids=(), counters=control.counters)
+                still = control.counters()
+                memory = Watch(pid=handle.pid, gpu_uuids=(), counters=lambda: still)
+                counters = Watch(pid=None, gpu_uuids=(), counters=control.counters)
                 found = {
                     "idle": share(options.seconds / 4, nullcontext()),
                     "watch": share(options.seconds, watch),
+                    "memory": share(options.seconds, memory),
+                    "counters": share(options.seconds, counters),
                     "life": share(options.seconds, Life(handle)),
                     "psutil": share(
                         options.seconds,

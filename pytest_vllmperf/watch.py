@@ -15,17 +15,21 @@ from pytest_vllmperf.errors import EngineError
 if TYPE_CHECKING:
     from pytest_vllmperf.adapters.control_client import ControlClient
     from pytest_vllmperf.adapters.gpu import DeviceSampler
+    from pytest_vllmperf.adapters.host_memory import HostMemory
     from pytest_vllmperf.domain.device import DeviceSample
     from pytest_vllmperf.domain.engine import EngineHandle
 
 __all__ = ["Life", "Watch", "steady_bytes"]
 
-_HOST = {"base_s": 1.0, "share": 0.01, "longest_s": 10.0}
-"""Reading a proportional set size walks page tables (milliseconds for a few GiB, far more for an offload tier)."""
-_COUNTERS = {"base_s": 0.5, "share": 0.02, "longest_s": 2.0}
+_HOST = {"base_s": 0.25, "share": 0.002, "longest_s": 1.0}
+_COUNTERS = {"base_s": 0.5, "share": 0.004, "longest_s": 2.0}
+"""Together they stay below a hundredth of one core. A page of counters costs the server some milliseconds, too."""
 _LIFE_PERIOD_S = 0.4
 _HEALTH_TIMEOUT_S = 2.0
 _PROBE_S = 10.0
+
+Job = Callable[[bool], None]
+"""Looks once; told whether it is for the last time."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,23 +52,24 @@ class Watch:
     devices: tuple[DeviceSample, ...] = ()
     scrapes: list[ServerCounters] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    _members: tuple[int, ...] = ()
+    _host: HostMemory | None = None
     _gpus: DeviceSampler | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> Watch:
         from pytest_vllmperf.adapters.gpu import DeviceSampler
+        from pytest_vllmperf.adapters.host_memory import HostMemory
 
-        jobs = [("counters", self._scrape, Pace(**_COUNTERS))]
+        jobs: list[tuple[str, Job, Pace]] = [("counters", self._scrape, Pace(**_COUNTERS))]
         if self.pid is not None:  # a server that runs elsewhere has no memory here
-            self._members = self._processes()
+            self._host = HostMemory(self.pid)
             jobs.append(("host memory", self._sample_host, Pace(**_HOST)))
         for name, job, pace in jobs:
             thread = threading.Thread(target=self._repeat, args=(name, job, pace), name=f"watch {name}", daemon=True)
             self._threads.append(thread)
             thread.start()
-        self._gpus = DeviceSampler(self.gpu_uuids, lambda: self._members)
+        self._gpus = DeviceSampler(self.gpu_uuids, lambda: self._host.members if self._host is not None else ())
         self._gpus.__enter__()
         return self
 
@@ -81,37 +86,35 @@ class Watch:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+        if self._host is not None and (unread := self._host.unread_bytes):
+            self.failures.append(
+                f"host memory rose too briefly to be read: host_memory_peak may be {unread / 2**20:.0f} MiB too low"
+            )
 
-    def _repeat(self, name: str, job: Callable[[], None], pace: Pace) -> None:
+    def _repeat(self, name: str, job: Job, pace: Pace) -> None:
         """Run ``job`` at once, then every period, and once more at the end: short runs get two samples."""
         try:
             _paced(job, pace)
             while not self._stop.wait(pace.period_s):
                 _paced(job, pace)
-            job()
+            job(True)
         except Exception as error:  # noqa: BLE001 - doubt is data: a broken sampler must not end the measurement
             self.failures.append(f"{name} was not sampled to the end: {type(error).__name__}: {error}")
 
-    def _sample_host(self) -> None:
-        from pytest_vllmperf.adapters.host_memory import process_tree_pss_bytes
+    def _sample_host(self, last: bool) -> None:
+        assert self._host is not None
+        if (sample := self._host.look(last=last)) is not None:
+            self.memory.append(sample)
 
-        self._members = self._processes()
-        host = None if self.pid is None else process_tree_pss_bytes(self.pid, self._members)
-        self.memory.append(MemorySample(at_ns=time.monotonic_ns(), host_bytes=host, device_bytes=None))
-
-    def _processes(self) -> tuple[int, ...]:
-        from pytest_vllmperf.adapters.host_memory import process_tree
-
-        return () if self.pid is None else tuple(process_tree(self.pid))
-
-    def _scrape(self) -> None:
+    def _scrape(self, last: bool) -> None:
+        del last
         self.scrapes.append(self.counters())
 
 
-def _paced(job: Callable[[], None], pace: Pace) -> None:
+def _paced(job: Job, pace: Pace) -> None:
     """Run it and tell ``pace`` what it cost this thread."""
     began = time.thread_time()
-    job()
+    job(False)
     pace.cost(time.thread_time() - began)
 
 

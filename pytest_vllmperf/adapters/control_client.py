@@ -332,7 +332,7 @@ def parse_counters(text: str, *, at_ns: int) -> ServerCounters:
     counted = (name for choices in _COUNTERS.values() for name in choices)
     names = (*counted, *totals, *_KV_CACHE_USAGE, _CACHE_CONFIG)
     # The full page has a thousand lines, and this runs beside the load: parse only what is asked for.
-    wanted = "\n".join(line for line in text.splitlines() if line.startswith(names))
+    wanted = "\n".join(line for line in text.splitlines() if line.startswith(names) and _name_of(line) in names)
     values: dict[str, list[float]] = {}
     block: int | None = None
     try:
@@ -353,6 +353,10 @@ def parse_counters(text: str, *, at_ns: int) -> ServerCounters:
         cache_block_tokens=block,
         latencies=dict(_latencies(values)),
     )
+
+
+def _name_of(line: str) -> str:
+    return line[: line.find("{")] if "{" in line else line.partition(" ")[0]
 
 
 def _latencies(values: dict[str, list[float]]) -> Iterator[tuple[str, tuple[float, float]]]:

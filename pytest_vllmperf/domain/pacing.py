@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-__all__ = ["Pace", "Reminder"]
+__all__ = ["Allowance", "Pace", "Reminder"]
 
 _REMEMBERED = 3
 
@@ -36,6 +36,34 @@ class Pace:
     def cost(self, cpu_s: float) -> None:
         """Take one look's CPU seconds into account."""
         self._costs_s.append(cpu_s)
+
+
+class Allowance:
+    """CPU time for looks that are dear and seldom worth it: a share of one core, saved up while none is.
+
+    It may be overdrawn by the last look, which the time after it pays for. In the long run looks take no more than
+    the share; after a quiet time several can follow each other at once.
+
+    Args:
+        share: Of one core.
+        now_s: The time, on a clock that never goes back.
+        saved_s: What may be spent right away.
+        most_s: What can be saved up.
+    """
+
+    def __init__(self, *, share: float, now_s: float, saved_s: float = 0.0, most_s: float = 1.0) -> None:
+        self._share, self._most_s = share, most_s
+        self._saved_s, self._at_s = saved_s, now_s
+
+    def covers(self, cost_s: float, *, now_s: float) -> bool:
+        """Whether so much has been saved up; of ``cost_s`` 0: whether nothing is owed."""
+        self._saved_s = min(self._saved_s + self._share * (now_s - self._at_s), self._most_s)
+        self._at_s = now_s
+        return self._saved_s >= cost_s
+
+    def spend(self, cost_s: float) -> None:
+        """Take one look's CPU seconds from it."""
+        self._saved_s -= cost_s
 
 
 class Reminder:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vllmperf.domain.pacing import Pace, Reminder
+from pytest_vllmperf.domain.pacing import Allowance, Pace, Reminder
 
 
 def paced(*costs_s, base_s=0.05, share=0.01, longest_s=5.0):
@@ -46,3 +46,37 @@ def test_a_wait_is_told_once_it_is_long_and_then_rarely():
     reminder = Reminder(started_s=100.0, after_s=1.0, again_s=30.0)
     told = [tenths / 10 for tenths in range(1000, 1700) if reminder.due(tenths / 10)]
     assert told == [101.1, 131.2, 161.3]
+
+
+def test_an_allowance_is_saved_up_while_nothing_is_worth_it():
+    allowance = Allowance(share=0.01, now_s=0.0)
+    assert allowance.covers(0.0, now_s=0.0)
+    assert not allowance.covers(0.05, now_s=4.9)
+    assert allowance.covers(0.05, now_s=5.1)
+    allowance.spend(0.05)
+    assert allowance.covers(0.0, now_s=5.1)
+    assert not allowance.covers(0.01, now_s=5.1)
+
+
+def test_what_was_overdrawn_is_owed():
+    allowance = Allowance(share=0.01, now_s=0.0)
+    allowance.spend(0.05)
+    assert not allowance.covers(0.0, now_s=4.9)
+    assert allowance.covers(0.0, now_s=5.1)
+
+
+def test_no_more_than_so_much_is_saved_up():
+    allowance = Allowance(share=0.01, now_s=0.0, most_s=0.2)
+    assert allowance.covers(0.2, now_s=1000.0)
+    assert not allowance.covers(0.21, now_s=1000.0)
+
+
+@given(costs_s=st.lists(st.floats(0.0, 0.1), max_size=40), every_s=st.floats(0.01, 3.0))
+def test_an_allowance_is_overdrawn_by_one_look_at_most(costs_s, every_s):
+    allowance = Allowance(share=0.01, now_s=0.0)
+    spent_s = 0.0
+    for number, cost_s in enumerate(costs_s):
+        if allowance.covers(0.0, now_s=number * every_s):
+            allowance.spend(cost_s)
+            spent_s += cost_s
+        assert spent_s <= 0.01 * number * every_s + 0.1 + 1e-9
