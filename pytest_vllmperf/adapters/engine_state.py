@@ -65,17 +65,17 @@ def reap_leftovers(directory: Path) -> tuple[Leftover, ...]:
     A process is ended only when its number, its start time and the machine's boot are the noted ones; engines of
     runs that are still going on are left alone.
     """
-    found = (_reap(path) for path in sorted(directory.glob("*.json")))
-    return tuple(leftover for leftover in found if leftover and (leftover.killed or leftover.survivors))
-
-
-def _reap(path: Path) -> Leftover | None:
-    command = (sys.executable, "-I", "-S", str(_GUARDIAN), "reap", str(path))
+    paths = sorted(directory.glob("*.json"))
+    if not paths:
+        return ()
+    command = (sys.executable, "-I", "-S", str(_GUARDIAN), "reap", *map(str, paths))
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_REAP_S, check=True)
     except (OSError, subprocess.SubprocessError):
-        return None  # the next run tries again; nothing of this one depends on it
-    if not done.stdout:
-        return None
-    said = json.loads(done.stdout)
-    return Leftover(killed=tuple(said["killed"]), survivors=tuple(said["survivors"]))
+        return ()  # the next run tries again; nothing of this one depends on it
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return tuple(
+        Leftover(killed=tuple(said["killed"]), survivors=tuple(said["survivors"]))
+        for said in found
+        if said["killed"] or said["survivors"]
+    )

@@ -264,6 +264,16 @@ def test_the_next_run_ends_what_was_left(abandoned):
     assert engine_state.reap_leftovers(notes) == ()
 
 
+def test_notes_that_make_no_sense_keep_no_others_from_being_ended(abandoned):
+    traces, notes = abandoned
+    (noted,) = notes.glob("*.json")
+    state = json.loads(noted.read_text())
+    (notes / "0.json").write_text(json.dumps({**state, "guardians": {}, "processes": {"-1": {}}, "temporary": 7}))
+    (leftover,) = engine_state.reap_leftovers(notes)
+    assert leftover.killed == tuple(sorted(traces.pids[name] for name in ("in_group", "escaped")))
+    assert traces.left() == []
+
+
 def test_a_member_nobody_noted_is_known_by_a_noted_one_in_its_group(abandoned):
     traces, notes = abandoned
     rewrite(notes, lambda state: state["processes"].pop(str(traces.pids["in_group"])))

@@ -1,4 +1,4 @@
-"""``python -I -S …/guardian guard|reap STATE``."""
+"""``python -I -S …/guardian guard STATE``, or ``… reap STATE…``."""
 
 import sys
 from pathlib import Path
@@ -13,4 +13,4 @@ if sys.argv[1] == "guard":
 else:
     from pytest_vllmperf.adapters.guardian.reap import reap
 
-    reap(Path(sys.argv[2]))
+    reap(*map(Path, sys.argv[2:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -22,12 +23,19 @@ from pytest_vllmperf.adapters.guardian.state import State, boot_id, pid_namespac
 __all__ = ["reap"]
 
 
-def reap(path: Path) -> None:
-    """End what the engine noted in ``path`` left, unless somebody guards it.
+def reap(*paths: Path) -> None:
+    """End what the engines noted in ``paths`` left, unless somebody guards them.
 
-    Prints who was killed and who survived, as JSON. Of an earlier boot only files are left; what was noted in
-    another container is not judged from here.
+    Prints a line for each of which something was looked for: who was killed and who survived, as JSON. Of an earlier
+    boot only files are left; what was noted in another container is not judged from here.
     """
+    deadline = time.monotonic() + KILL_DEADLINE_S
+    for path in paths:
+        with contextlib.suppress(Exception):  # notes that make no sense must not keep others from being read
+            _reap(path, deadline)
+
+
+def _reap(path: Path, deadline: float) -> None:
     state = State.load(path)
     if state is None:
         return
@@ -36,17 +44,19 @@ def reap(path: Path) -> None:
     if state.boot_id == boot_id():
         if state.pid_namespace != pid_namespace() or any(is_alive(*guardian) for guardian in state.guardians.items()):
             return
-        deadline = time.monotonic() + KILL_DEADLINE_S
-        while (left := _leftovers(state)) and time.monotonic() < deadline:
+        while left := _leftovers(state):
             state.take_stock(left)
             killed.update({task.pid: task.start for task in left})
             for task in left:
                 kill(task)
             time.sleep(POLL_S)
+            if time.monotonic() > deadline:  # which each may find over, having tried once
+                left = _leftovers(state)
+                break
     if not left:
         state.clean_up(path)
     survivors = sorted(task.pid for task in left)
-    sys.stdout.write(json.dumps({"killed": sorted(killed.keys() - survivors), "survivors": survivors}))
+    sys.stdout.write(json.dumps({"killed": sorted(killed.keys() - survivors), "survivors": survivors}) + "\n")
 
 
 def _leftovers(state: State) -> list[Task]:
