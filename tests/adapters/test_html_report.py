@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import jinja2
 import numpy as np
 import pytest
 import report_samples as sample
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from pytest_vllmperf.adapters.html_report import write_html
 from pytest_vllmperf.adapters.html_report.axes import Axis, axis_ticks
+from pytest_vllmperf.adapters.html_report.compiled import CompiledBeside
 from pytest_vllmperf.adapters.html_report.estimates import scatter_figure
 from pytest_vllmperf.adapters.html_report.pareto import pareto_section
 from pytest_vllmperf.adapters.html_report.plots import HEIGHT, WIDTH, ecdf_plot, sparkline
@@ -439,3 +441,64 @@ def test_a_sparkline_stays_in_its_box_and_ends_at_the_right(values):
     assert all(0 <= px <= 96 and 0 <= py <= 20 for px, py in pairs)
     assert len(pairs) == len(values)
     assert len(values) == 1 or x == 93
+
+
+# ---------------------------------------------------------------------- compiled templates
+
+
+@pytest.fixture
+def rendered(tmp_path):
+    """Render a template through a cache in a folder of the test's own; ``compiled`` counts what was compiled."""
+
+    def render(source="{{ 6 * 7 }}", **options):
+        environment = jinja2.Environment(
+            loader=jinja2.DictLoader({"page": source}), bytecode_cache=CompiledBeside(tmp_path / "kept"), **options
+        )
+        compiled = []
+        compile_it = environment.compile
+        environment.compile = lambda *arguments: (compiled.append(1), compile_it(*arguments))[1]
+        return environment.get_template("page").render(text="<b>"), len(compiled)
+
+    return render
+
+
+@pytest.fixture
+def writing_bytecode(monkeypatch):
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+
+
+@pytest.mark.usefixtures("writing_bytecode")
+def test_templates_are_compiled_once(rendered):
+    assert rendered() == ("42", 1)
+    assert rendered() == ("42", 0)
+
+
+@pytest.mark.usefixtures("writing_bytecode")
+def test_a_changed_template_or_option_is_compiled_anew(rendered):
+    assert rendered("{{ text }}") == ("<b>", 1)
+    assert rendered("{{ text }}!") == ("<b>!", 1)
+    assert rendered("{{ text }}!", autoescape=True) == ("&lt;b&gt;!", 1)
+    assert rendered("{{ text }}!", autoescape=True) == ("&lt;b&gt;!", 0)
+
+
+@pytest.mark.usefixtures("writing_bytecode")
+@pytest.mark.parametrize("keep", [0, 30, -1])
+def test_a_broken_file_is_compiled_anew(rendered, tmp_path, keep):
+    rendered()
+    (file,) = (tmp_path / "kept").iterdir()
+    file.write_bytes(file.read_bytes()[:keep])
+    assert rendered() == ("42", 1)
+    assert rendered() == ("42", 0)
+
+
+@pytest.mark.usefixtures("writing_bytecode")
+def test_where_nothing_can_be_kept_the_page_is_written_all_the_same(rendered, tmp_path):
+    (tmp_path / "kept").write_text("not a folder")
+    assert rendered() == ("42", 1)
+    assert rendered() == ("42", 1)
+
+
+def test_nothing_is_kept_where_python_keeps_nothing(rendered, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    assert rendered() == ("42", 1)
+    assert not (tmp_path / "kept").exists()

@@ -82,8 +82,11 @@ def _hash(text: str) -> str:
 def _template() -> jinja2.Template:
     import jinja2
 
+    from pytest_vllmperf.adapters.html_report.compiled import CompiledBeside
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, "templates"),
+        bytecode_cache=CompiledBeside(),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
