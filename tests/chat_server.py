@@ -89,6 +89,7 @@ def chat_server(
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # head and body are two writes: the second would wait 40 ms for a late ACK
         timeout = 10
 
         def do_GET(self) -> None:

@@ -33,6 +33,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("fault_plan")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where rows of the fault plan alone are asked for, files without any need not be imported (8 s of CPU time)."""
+    asked = config.getoption("markexpr").split()
+    if asked[:1] != ["fault_plan"] or "or" in asked or not collection_path.match("test_*.py"):
+        return None
+    return True if _ROW.search(collection_path.read_text(encoding="utf-8")) is None else None
+
+
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
 
 

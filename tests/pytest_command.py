@@ -2,5 +2,7 @@
 
 import sys
 
-PYTEST = (sys.executable, "-m", "pytest", "-pno:randomly")
-"""In the order written: pytest-randomly, which is installed here, would shuffle where no configuration forbids it."""
+PLAIN = tuple(f"-pno:{name}" for name in ("randomly", "hypothesispytest", "anyio", "unraisableexception"))
+"""Without plugins that no such test is about: pytest-randomly would shuffle where no configuration forbids it,
+Hypothesis doubles the time of a start, and unraisable exceptions are looked for in five collections of garbage."""
+PYTEST = (sys.executable, "-m", "pytest", *PLAIN)

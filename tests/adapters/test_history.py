@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from pytest_command import PLAIN
 
 import pytest_vllmperf
 from pytest_vllmperf.adapters import history
@@ -90,8 +91,7 @@ class Project:
         )
 
     def run(self, *args, **variables):
-        without = [f"-pno:{name}" for name in ("randomly", "hypothesispytest", "anyio")]
-        finished = self.command("pytest", *without, "--rootdir=.", *args, **variables)
+        finished = self.command("pytest", *PLAIN, "--rootdir=.", *args, **variables)
         assert "INTERNALERROR" not in finished.stdout + finished.stderr
         return finished
 

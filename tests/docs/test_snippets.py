@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pytest_command import PLAIN
 
 from pytest_vllmperf import cli
 from pytest_vllmperf.adapters.threshold_file import read_thresholds
@@ -133,6 +134,6 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path, fake_command, pytester, mo
     command = (*fake_command, "--fake-ttft-ms", "300", "--fake-itl-ms", "4")  # no work for two cores
     text = text.replace("model=MODEL,", f"model=MODEL, command={command!r},").replace("requests=100", "requests=40")
     conftest.write_text(text, encoding="utf-8")
-    result = pytester.runpytest_subprocess("suites/", "-pno:randomly", "-pno:anyio", "-pno:hypothesispytest")
+    result = pytester.runpytest_subprocess("suites/", *PLAIN)
     assert result.ret == 0, result.stdout.str()
     result.stdout.fnmatch_lines(["Every limit held (* PASS of * limits judged*"])

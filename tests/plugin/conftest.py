@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from pytest_command import PLAIN
 
 CONFTEST = """
 from pytest_vllmperf import EngineConfig, Workload
@@ -62,9 +63,7 @@ class Project:
             (self.path / name).write_text(textwrap.dedent(content))
 
     def run(self, *args: str, suites: str = "suites/") -> pytest.RunResult:
-        """Run without plugins that no test here is about: hypothesis alone doubles the time of a start."""
-        without = [f"-pno:{name}" for name in ("randomly", "hypothesispytest", "anyio")]
-        return self.pytester.runpytest_subprocess(suites, *without, *args)
+        return self.pytester.runpytest_subprocess(suites, *PLAIN, *args)
 
     @property
     def report(self) -> dict:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from pytest_command import PLAIN
 
 METRICS = """
 from pytest_vllmperf import Better, CustomMetric
@@ -155,7 +156,7 @@ def test_fixtures_markers_and_help_read_well(project):
 def test_a_project_without_engines_sees_nothing_of_the_plugin(pytester):
     pytester.makepyfile(test_it="def test_it():\n    pass\n")
     before = set(pytester.path.iterdir())
-    result = pytester.runpytest_subprocess("-pno:randomly", "-pno:cacheprovider", "-v")
+    result = pytester.runpytest_subprocess(*PLAIN, "-pno:cacheprovider", "-v")
     result.assert_outcomes(passed=1)
     told = [line for line in result.stdout.lines if "vllmperf" in line and not line.startswith("plugins:")]
     assert [line for line in told if str(pytester.path) not in line] == []

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pytest_command import PLAIN
 
 TESTS = Path(__file__).parents[1]
 
@@ -60,11 +61,11 @@ if os.environ.get("FULL"):
 def test_a_full_disk_costs_history_and_neither_verdict_nor_report(pytester, write, monkeypatch):
     """S13: what history held before is untouched."""
     write(GOOD.format(name="one"), more=FULL)
-    assert pytester.runpytest_subprocess("-pno:randomly").ret == 0
+    assert pytester.runpytest_subprocess(*PLAIN).ret == 0
     before = {path: path.read_bytes() for path in (pytester.path / ".benchmarks").rglob("*.json")}
     assert before
     monkeypatch.setenv("FULL", "1")
-    result = pytester.runpytest_subprocess("-pno:randomly")
+    result = pytester.runpytest_subprocess(*PLAIN)
     assert result.ret == 3
     result.stdout.fnmatch_lines(["! history was not saved: *No space left on device*vllmperf merge", "*1 passed*"])
     report = json.loads((pytester.path / "reports" / "latest" / "report.json").read_text())
@@ -98,17 +99,24 @@ def test_a_log_that_cannot_grow_costs_the_log_and_nothing_else(pytester, write):
     """S12."""
     source = LIMITED.format(folder=str(TESTS), fake=str(TESTS / "fake_engine.py"))
     write(f'EngineConfig(name="one", model="fake", command=({sys.executable!r}, "-c", {source!r}))')
-    result = pytester.runpytest_subprocess("-pno:randomly")
+    result = pytester.runpytest_subprocess(*PLAIN)
     assert result.ret == 0, result.stdout.str()
     log = pytester.path / "reports" / "latest" / "logs" / "one.log"
     assert 2048 < log.stat().st_size <= 4096
 
 
 TIMEOUT = """
+import threading, time
+
 @pytest.fixture(scope="session", autouse=True)
 def time_limit():
-    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("Timeout >2.0s"))  # as pytest-timeout's signal method
-    signal.setitimer(signal.ITIMER_REAL, 2.0)
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("Timeout"))  # as pytest-timeout's signal method
+    threading.Thread(target=ring_in_the_middle_of_a_start, daemon=True).start()
+
+def ring_in_the_middle_of_a_start():
+    while not list(pathlib.Path("told").glob("*.json")):  # the engine has all its processes, and is not ready
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGALRM)
 """
 
 
@@ -119,9 +127,9 @@ def test_a_time_limit_in_the_middle_of_a_start_is_a_setup_error_and_the_next_eng
     stubborn = (sys.executable, str(TESTS / "stubborn_engine.py"), "stubborn", str(told))
     slow = f'EngineConfig(name="slow", model="fake", command={stubborn!r}, args={{"fake-start-delay-s": 60}})'
     write(f"{slow}, {GOOD.format(name='two')}", more=TIMEOUT)
-    result = pytester.runpytest_subprocess("-pno:randomly", "-rA")
+    result = pytester.runpytest_subprocess(*PLAIN, "-rA")
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*Timeout >2.0s*"])
+    result.stdout.fnmatch_lines(["*Failed: Timeout*"])
     (notes,) = told.glob("*.json")
     traces = json.loads(notes.read_text())
     for name in ("leader", "in_group", "escaped"):
@@ -143,7 +151,7 @@ def test_a_name_that_would_leave_the_report_folder_is_refused(name):
 def test_names_that_differ_in_case_only_are_refused(pytester, write):
     """X04: they would be one file where the file system knows no case."""
     write(f"{GOOD.format(name='one')}, {GOOD.format(name='One')}")
-    result = pytester.runpytest_subprocess("-pno:randomly")
+    result = pytester.runpytest_subprocess(*PLAIN)
     assert result.ret == 4
     result.stderr.fnmatch_lines(["*'One'*differs from 'one' in case only*"])
 
@@ -152,7 +160,7 @@ def test_arguments_never_meet_a_shell(pytester, write):
     """X05."""
     nasty = {"fake-version": "; touch pwn", "fake-answer": "$(touch pwn) `touch pwn`\n&& touch pwn"}
     write(f'EngineConfig(name="one", model="fake", command=FAKE, args={nasty!r}, env={{"X": "$(touch pwn)"}})')
-    assert pytester.runpytest_subprocess("-pno:randomly").ret == 0
+    assert pytester.runpytest_subprocess(*PLAIN).ret == 0
     assert list(pytester.path.rglob("pwn")) == []
 
 

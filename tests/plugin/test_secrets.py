@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pytest_command import PLAIN
 
 CANARY = "hf_canaryCANARYcanaryCANARY42"
 OTHER = "quite-secret-value-4711"
@@ -58,7 +59,7 @@ def test_no_secret_is_in_anything_a_run_shows_or_writes(pytester, fake_command, 
     monkeypatch.setenv("HF_TOKEN", CANARY)
     pytester.makeconftest(CONFTEST.format(command=fake_command, other=OTHER, canary=CANARY))
     pytester.makepyfile(SUITE)
-    result = pytester.runpytest_subprocess("-pno:randomly", "-rA", "--junitxml=junit.xml", "--showlocals", *workers)
+    result = pytester.runpytest_subprocess(*PLAIN, "-rA", "--junitxml=junit.xml", "--showlocals", *workers)
     assert result.ret != 0
     keys = set((pytester.path / "keys").read_text().split())
     assert keys
