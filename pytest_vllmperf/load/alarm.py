@@ -16,6 +16,9 @@ _CLOCK_MONOTONIC = 1
 _TFD_TIMER_ABSTIME = 1
 _BILLION = 1_000_000_000
 _MEAN_GAP_NS = 10_000_000
+_RAREST_GAP_NS = 50_000_000
+_FIRST_SAMPLES = 80
+"""Enough to conclude something from a short run."""
 _NOTICED_NS = 1_000_000
 """A moment missed by less passes for seen."""
 
@@ -38,6 +41,9 @@ class Alarm:
         self._loop = loop
         self._callback = callback
         self._handle: asyncio.TimerHandle | None = None
+        self._at_ns: int | None = None
+        self._spec = _TimerSpec()
+        self._moment, self._spec_at = self._spec.value, ctypes.byref(self._spec)
         self._libc, self._fd = _timer()
         if self._fd is not None:
             loop.add_reader(self._fd, self._expired)
@@ -49,8 +55,9 @@ class Alarm:
             delay_s = max(0.0, (at_ns - time.monotonic_ns()) * 1e-9)
             self._handle = self._loop.call_later(delay_s, self._callback)
             return
-        spec = _TimerSpec(value=_TimeSpec(*divmod(max(1, at_ns), _BILLION)))
-        if self._libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, ctypes.byref(spec), None):
+        self._at_ns = at_ns
+        self._moment.seconds, self._moment.nanoseconds = divmod(max(1, at_ns), _BILLION)
+        if self._libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, self._spec_at, None):
             raise OSError(ctypes.get_errno(), "timerfd_settime")
 
     def close(self) -> None:
@@ -62,12 +69,12 @@ class Alarm:
             self._fd = None
 
     def _expired(self) -> None:
-        assert self._fd is not None
-        try:
-            os.read(self._fd, 8)
-        except BlockingIOError:
+        if self._at_ns is None or time.monotonic_ns() < self._at_ns:
             return  # set anew between its expiry and this call
+        self._at_ns = None
         self._callback()
+        if self._at_ns is None and self._fd is not None:  # to set it anew stops its ringing, too
+            os.read(self._fd, 8)
 
     def _cancel_handle(self) -> None:
         if self._handle is not None:
@@ -86,10 +93,16 @@ class Attention:
             first it missed.
     """
 
+    __slots__ = ("_away_ns", "_looked_ns", "_waited_ns", "due_ns", "event_gap_ns", "left_ns", "mean_gap_ns")
+
     def __init__(self, *, mean_gap_ns: int = _MEAN_GAP_NS) -> None:
         self.due_ns: int | None = None
         """The first of those moments that the loop has not seen yet."""
-        self._mean_gap_ns = mean_gap_ns
+        self.left_ns: int | None = None
+        """When it looked away on purpose, until it looks again."""
+        self.event_gap_ns = 0
+        """Between two events of a stream, as far as is known: who is away for less finds no two of them in one read."""
+        self.mean_gap_ns = mean_gap_ns
         self._waited_ns = run_queue_wait_ns() or 0
         self._looked_ns: int | None = None
         self._away_ns = 0
@@ -99,11 +112,12 @@ class Attention:
         if self._looked_ns is None:
             waited_ns = run_queue_wait_ns() or 0
             missed_ns = 0 if self.due_ns is None else now_ns - self.due_ns
-            unseen_ns = missed_ns + self._mean_gap_ns if missed_ns > _NOTICED_NS else 0
+            unseen_ns = missed_ns + self.mean_gap_ns if missed_ns > _NOTICED_NS else 0
             self._away_ns = max(waited_ns - self._waited_ns, unseen_ns)
             self._waited_ns, self._looked_ns = waited_ns, now_ns
             asyncio.get_running_loop().call_soon(self._back)
-        return self._away_ns + now_ns - self._looked_ns
+        away_ns = self._away_ns + now_ns - self._looked_ns
+        return away_ns if self.left_ns is None else max(away_ns, now_ns - self.left_ns)
 
     def _back(self) -> None:
         """The turn is over: the loop looks again at what is ready."""
@@ -115,12 +129,13 @@ class LagProbe:
 
     The moments are random (a Poisson process): a timer as regular as an engine's steps would see the loop in one and
     the same phase of them for a whole run. A moment that passes while the loop is busy counts with its own delay.
-    Without timerfd each sample may hold a millisecond of the loop's own rounding.
+    Without timerfd each sample may hold a millisecond of the loop's own rounding. Each is a wake-up of its own, and
+    costs more than a token: once there are enough they come no more often than the events of a stream.
 
     Args:
         loop: The event loop.
         attention: Is told of the moments.
-        mean_gap_ns: Between two samples, on average.
+        mean_gap_ns: Between two samples, on average, as long as there are few.
     """
 
     def __init__(
@@ -132,7 +147,7 @@ class LagProbe:
     ) -> None:
         self.lags_ns: list[int] = []
         self._attention = attention or Attention(mean_gap_ns=mean_gap_ns)
-        self._rate = 1 / mean_gap_ns
+        self._mean_gap_ns = mean_gap_ns
         self._draw = random.Random()  # noqa: S311 - nothing depends on its seed
         self._alarm = Alarm(loop, self._rung)
         self._due_ns = self._attention.due_ns = time.monotonic_ns() + self._gap_ns()
@@ -144,7 +159,11 @@ class LagProbe:
         self._alarm.close()
 
     def _gap_ns(self) -> int:
-        return 1 + round(self._draw.expovariate(self._rate))
+        mean_ns = self._mean_gap_ns
+        if len(self.lags_ns) >= _FIRST_SAMPLES:
+            mean_ns = max(mean_ns, min(self._attention.event_gap_ns, _RAREST_GAP_NS))
+        self._attention.mean_gap_ns = mean_ns
+        return 1 + round(self._draw.expovariate(1 / mean_ns))
 
     def _rung(self) -> None:
         now = time.monotonic_ns()

@@ -61,7 +61,7 @@ class Compactor:
         """Take an exchange that is over. It keeps only what is needed for its record."""
         exchange.payload = b""
         reads = exchange.reads
-        self._stashed_bytes += _size(reads)
+        self._stashed_bytes += _weight(exchange)
         self._ended_reads += len(reads) + exchange.taken
         if exchange.taken:
             self._put(exchange)
@@ -80,14 +80,16 @@ class Compactor:
         under_way = list(in_flight)
         stashed = sum(len(exchange.reads) for exchange, _ in under_way)
         count = self._ended_reads + stashed + sum(exchange.taken for exchange, _ in under_way)
-        in_flight_bytes = sum(_size(exchange.reads) for exchange, _ in under_way)
+        in_flight_bytes = sum(_weight(exchange) for exchange, _ in under_way)
         if self._stashed_bytes + in_flight_bytes > self._most_stashed_bytes:
             while self._ended:
                 self._put(self._ended.popleft())
             for exchange, carrier in under_way:
                 taken = [] if carrier is None else carrier.drain()
                 if taken:
-                    self._stashed_bytes += _size(taken)
+                    size = _size(taken)
+                    exchange.weight -= size
+                    self._stashed_bytes += size
                     self._work.append((exchange, taken, False))
             self._schedule()
         return count
@@ -142,7 +144,15 @@ class Compactor:
 
 
 def _size(reads: Sequence[tuple[int, bytes]]) -> int:
-    return sum(len(data) for _, data in reads) + _READ_OVERHEAD_BYTES * len(reads)
+    return sum([len(data) for _, data in reads]) + _READ_OVERHEAD_BYTES * len(reads)
+
+
+def _weight(exchange: Exchange) -> int:
+    """Size of the reads that lie in it; each is looked at once, however often this is asked."""
+    reads = exchange.reads
+    exchange.weight += _size(reads[exchange.weighed - exchange.taken :])
+    exchange.weighed = exchange.taken + len(reads)
+    return exchange.weight
 
 
 def _looks_failed(exchange: Exchange) -> bool:

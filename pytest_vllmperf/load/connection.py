@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import cast
 
 from pytest_vllmperf.domain.records import RequestOutcome
-from pytest_vllmperf.load.alarm import Attention
 from pytest_vllmperf.load.exchange import Exchange
 from pytest_vllmperf.load.http_answer import AnswerFraming
+from pytest_vllmperf.load.stamped_transport import StampedSockets
 
 __all__ = ["Connection"]
 
@@ -34,20 +34,22 @@ class Connection(asyncio.Protocol):
     Args:
         on_end: Called with the connection and the exchange when an answer is over, for whatever reason;
             ``usable`` then tells whether another request may be sent.
-        attention: For how long nobody was reading, where reads bear the kernel's stamps.
+        sockets: What reads it, where reads bear the kernel's stamps.
     """
 
-    def __init__(self, on_end: Callable[[Connection, Exchange], None], attention: Attention | None = None) -> None:
+    def __init__(self, on_end: Callable[[Connection, Exchange], None], sockets: StampedSockets | None = None) -> None:
         self.usable = False
         self.idle_since_ns = 0
         self._on_end = on_end
-        self._attention = attention
+        self._sockets = sockets
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._exchange: Exchange | None = None
         self._reads: list[tuple[int, bytes]] = []
         self._framing = AnswerFraming()
         self._fed = 0
+        self._opening = True
+        """Each read is looked at: the first token may be in it, or the answer comes in no chunks."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
@@ -62,6 +64,7 @@ class Connection(asyncio.Protocol):
         self._reads = exchange.reads
         self._framing = AnswerFraming()
         self._fed = 0
+        self._opening = True
         self.usable = False
         # Before the write, not after it: the bytes wake the server up, which may take this very core for milliseconds.
         exchange.written_ns = _now()
@@ -73,13 +76,24 @@ class Connection(asyncio.Protocol):
 
     def arrived(self, at_ns: int, data: bytes, late_ns: int) -> None:
         """Stash what arrived at ``at_ns``, read ``late_ns`` later; look closer only where the answer may be over."""
-        reads = self._reads
-        reads.append((at_ns, data))
-        if len(reads) <= _OPENING and self._attention is not None:
-            self._note_unread(at_ns, self._attention.away_ns(at_ns + late_ns) - late_ns)
-        # The check waits for the end of this turn of the loop, so that every read that is ready is stamped first.
+        self._reads.append((at_ns, data))
+        if self._opening:
+            self._look_at_opening(at_ns, data, late_ns)
+        elif data.endswith(_END) or (len(data) < len(_END) and self._tail() == _END):
+            self._check_soon()
+
+    def _look_at_opening(self, at_ns: int, data: bytes, late_ns: int) -> None:
         if not self._framing.chunked or data.endswith(_END) or (len(data) < len(_END) and self._tail() == _END):
-            self._loop.call_soon(self._check_end)
+            self._check_soon()
+        if len(self._reads) > _OPENING:
+            self._opening = not self._framing.chunked
+        elif self._sockets is not None:
+            attention = self._sockets.clock.attention
+            self._note_unread(at_ns, attention.away_ns(at_ns + late_ns) - late_ns)
+
+    def _check_soon(self) -> None:
+        """At the end of this turn of the loop, so that every read that is ready is stamped first."""
+        self._loop.call_soon(self._check_end)
 
     def eof_received(self) -> None:
         """The server closed its side: never reuse."""
@@ -169,4 +183,6 @@ class Connection(asyncio.Protocol):
         self.idle_since_ns = now
         if not self.usable:
             self.close()
+        if self._sockets is not None and exchange.written_ns is not None:
+            self._sockets.moderation.answered(exchange.ended_ns - exchange.written_ns)
         self._on_end(self, exchange)

@@ -27,6 +27,8 @@ class Exchange:
         reads: Every read from the socket with the moment it arrived, as far as ``reading`` has not taken them.
         unread: Of its first reads those that were kept waiting: their stamp, and for how long before it nobody read.
         taken: How many reads ``reading`` has taken.
+        weighed: How many of all its reads have been weighed so far: their bytes counted.
+        weight: Bytes of those of them that are still in ``reads``.
         reading: What has been understood so far; None where nothing was looked at yet.
         suspect: Whether it looks as if it had failed.
         outcome: Set where the connection already decided it (timeout, connection or HTTP broken).
@@ -44,6 +46,8 @@ class Exchange:
     reads: list[tuple[int, bytes]] = field(default_factory=list)
     unread: list[tuple[int, int]] = field(default_factory=list)
     taken: int = 0
+    weighed: int = 0
+    weight: int = 0
     reading: AnswerReading | None = None
     suspect: bool = False
     outcome: RequestOutcome | None = None

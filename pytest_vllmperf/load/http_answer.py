@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import httptools
 
@@ -76,7 +76,10 @@ class HttpReader:
     Never raises on what is not HTTP: that ends up in ``error``. The opening of the body is kept for messages.
     """
 
-    __slots__ = ("_on_body", "_parser", "complete", "content_type", "error", "opening", "stamp_ns", "status")
+    __slots__ = (
+        *("_chunk_over", "_on_body", "_parser", "between_chunks", "complete", "content_type", "error", "opening"),
+        *("stamp_ns", "status"),
+    )
 
     def __init__(self, on_body: Callable[[bytes], None]) -> None:
         self.status: int | None = None
@@ -86,14 +89,18 @@ class HttpReader:
         self.opening = b""
         self.stamp_ns = 0
         """Arrival of the read that is being taken apart."""
+        self.between_chunks = False
+        """The last read ended with a chunk; the next begins with the size of one."""
+        self._chunk_over = False
         self._on_body = on_body
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
 
-    def feed(self, reads: Iterable[tuple[int, bytes]]) -> None:
+    def feed(self, reads: Sequence[tuple[int, bytes]]) -> None:
         """Take the next reads; whatever follows a complete or broken answer is ignored."""
-        if self._parser is None:
+        if self._parser is None or not reads:
             return
         feed = self._parser.feed_data
+        data = b""
         try:
             for self.stamp_ns, data in reads:
                 feed(data)
@@ -105,6 +112,16 @@ class HttpReader:
             self._parser = None
         if self.complete:
             self._parser = None
+        # The parser says nothing of a size that has begun; of one that is whole, which ends in a line end too, it does.
+        self.between_chunks = self._parser is not None and self._chunk_over and data.endswith(b"\r\n")
+
+    def on_chunk_header(self) -> None:
+        """Parser callback: the size of a chunk is known."""
+        self._chunk_over = False
+
+    def on_chunk_complete(self) -> None:
+        """Parser callback: its data and the line end after it are there."""
+        self._chunk_over = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Parser callback."""

@@ -28,6 +28,11 @@ class EventReader:
         self._lines = _LineReader()
         self._data: list[bytes] = []
 
+    @property
+    def between_events(self) -> bool:
+        """Whether the next byte begins an event."""
+        return self._lines.fresh and not self._data
+
     def feed(self, piece: bytes) -> tuple[bytes, ...] | list[bytes]:
         """The events that ``piece`` completes.
 

@@ -1,7 +1,8 @@
-"""A plain TCP transport whose reads bear the kernel's own stamp of their arrival.
+"""Plain TCP sockets whose reads bear the kernel's own stamp of their arrival.
 
 A process that waits for a core, or is busy with another socket, reads late. The kernel noted when the bytes came: with
-its stamp (``SO_TIMESTAMPNS``, https://docs.kernel.org/networking/timestamping.html) a late read is no late arrival.
+its stamp (``SO_TIMESTAMPNS``, https://docs.kernel.org/networking/timestamping.html) a late read is no late arrival. So
+reading may also wait a moment on purpose, until several sockets can be served by one wake-up.
 """
 
 from __future__ import annotations
@@ -11,91 +12,30 @@ import contextlib
 import errno
 import ipaddress
 import os
-import platform
+import select
 import socket
 import struct
-import sys
 import time
-from functools import cache
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from pytest_vllmperf.load.alarm import Attention
+from pytest_vllmperf.load.kernel_clock import ANCILLARY_SPACE, SO_TIMESTAMPNS, KernelClock
+from pytest_vllmperf.load.moderation import Moderation
 
-__all__ = ["KernelClock", "StampedProtocol", "StampedTransport", "connect_stamped"]
+__all__ = ["StampedProtocol", "StampedSockets", "StampedTransport", "connect_stamped"]
 
-_SO_TIMESTAMPNS = 35
-"""Python has no name for it; the number is that of these architectures (asm-generic/socket.h)."""
-_MACHINES = ("x86_64", "aarch64", "riscv64")
 _TIMESPEC = struct.Struct("@qq")
-_CMSG_SPACE = 64
 _READ_BYTES = 16_384
-_TIGHT_NS = 5_000
-_TRIES, _TRY_AGAIN_S = 100, 0.001
+_AT_ONCE = 64
+"""Sockets read in one turn of the loop, in half a millisecond: then it looks at its timers again."""
 _BILLION = 1_000_000_000
 _LONGEST_LATE_NS = 300 * _BILLION
 """More than that is no delay: somebody has set the wall clock."""
+_DRIFT_NS = 1_000_000
+"""The two clocks may have drifted apart by so much since they were last looked at."""
+_MILLISECOND_NS = 1_000_000
 
 _now = time.monotonic_ns
-
-
-class KernelClock:
-    """Puts the kernel's stamps, which are of the wall clock, on the monotonic clock.
-
-    ``offset_ns`` is wall minus monotonic. It drifts as the wall clock is disciplined, by half a microsecond in a
-    millisecond at most, and jumps when somebody sets it: :meth:`look` again now and then. ``attention`` tells for how
-    long nobody was reading.
-    """
-
-    __slots__ = ("attention", "offset_ns", "works")
-
-    def __init__(self) -> None:
-        self.attention = Attention()
-        self.offset_ns = 0
-        self.works = _stamps_arrivals()
-        """Whether this system stamps what arrives."""
-        self.look()
-
-    def look(self) -> None:
-        """Read both clocks, as near to each other as can be had: between two readings a process may lose its core."""
-        best = None
-        for _ in range(20):
-            before = time.monotonic_ns()
-            wall = time.time_ns()
-            after = time.monotonic_ns()
-            if best is None or after - before < best:
-                best = after - before
-                self.offset_ns = wall - (before + after) // 2
-            if best < _TIGHT_NS:
-                return
-
-
-@cache
-def _stamps_arrivals() -> bool:
-    """Whether a socket was seen to get a stamp.
-
-    The kernel begins to stamp a moment after the first socket asks for it, and ends with the last: the one of this
-    trial stays open for the life of the process.
-    """
-    if sys.platform != "linux" or platform.machine() not in _MACHINES:
-        return False
-    try:
-        with (
-            socket.create_server(("127.0.0.1", 0)) as server,
-            socket.create_connection(server.getsockname(), timeout=1) as sender,
-            server.accept()[0] as receiver,
-        ):
-            receiver.settimeout(1)
-            receiver.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-            for _ in range(_TRIES):
-                sender.send(b"?")
-                _, told, _, _ = receiver.recvmsg(1, _CMSG_SPACE)
-                if any(kind == _SO_TIMESTAMPNS for _, kind, _ in told):
-                    os.dup(receiver.fileno())
-                    return True
-                time.sleep(_TRY_AGAIN_S)
-    except OSError:
-        pass
-    return False
 
 
 class StampedProtocol(Protocol):
@@ -114,51 +54,178 @@ class StampedProtocol(Protocol):
         """It is over."""
 
 
+class StampedSockets:
+    """The stamped sockets of a process, which its event loop watches as one.
+
+    Each read still takes what came on one socket, with its own stamp; only the wake-up is shared, as far as
+    :class:`~pytest_vllmperf.load.moderation.Moderation` allows.
+    """
+
+    def __init__(self, clock: KernelClock) -> None:
+        self.clock = clock
+        self.moderation = Moderation()
+        self._transports: dict[int, StampedTransport] = {}
+        self._ready: _Ready | None = None
+
+    def add(self, fd: int, transport: StampedTransport, loop: asyncio.AbstractEventLoop) -> None:
+        """Read this socket, too."""
+        if self._ready is None:
+            self._ready = _Ready(loop, self._woke_up, self._paused)
+        self._transports[fd] = transport
+        self._ready.epoll.register(fd, select.EPOLLIN)
+
+    def remove(self, fd: int) -> None:
+        """Read it no more; without any socket nothing is left open."""
+        assert self._ready is not None
+        del self._transports[fd]
+        self._ready.epoll.unregister(fd)
+        if not self._transports:
+            self._ready.close()
+            self._ready = self.clock.attention.left_ns = None
+
+    def _woke_up(self) -> None:
+        """Read what is ready, and then perhaps look away for a moment."""
+        ready = self._ready
+        assert ready is not None
+        now = _now()
+        served, _ = self._read(ready.epoll, now)
+        pause_ns = self.moderation.woke_up(now, served) if served else 0
+        if pause_ns and served < _AT_ONCE and self._ready is ready:
+            self.clock.attention.left_ns = now
+            ready.look_away()
+            ready.wait(pause_ns)
+
+    def _paused(self) -> None:
+        """Read what came meanwhile, and look again, or away once more while more keeps coming."""
+        ready = self._ready
+        assert ready is not None
+        now = _now()
+        served, last_ns = self._read(ready.epoll, now)
+        if self._ready is not ready:
+            return
+        pause_ns = self.moderation.paused(served, now - last_ns)
+        if pause_ns and served < _AT_ONCE:
+            self.clock.attention.left_ns = now
+            ready.wait(pause_ns)
+        else:
+            self.clock.attention.left_ns = None
+            ready.look()
+
+    def _read(self, epoll: select.epoll, now: int) -> tuple[int, int]:
+        """Read each socket that is ready once, at ``now``.
+
+        Returns:
+            How many there were, and when the last of these reads came.
+        """
+        transports, offset_ns, gap_ns, at_ns = self._transports, self.clock.offset_ns, 0, now
+        found = epoll.poll(0, _AT_ONCE)
+        for fd, _ in found:
+            transport = transports[fd]
+            try:
+                data, told, _, _ = transport.recvmsg(_READ_BYTES, ANCILLARY_SPACE)
+            except (BlockingIOError, InterruptedError):
+                continue
+            except OSError as error:
+                transport.end(error)
+                continue
+            if not data:
+                transport.end_of_file()
+                continue
+            if told and told[0][1] == SO_TIMESTAMPNS:
+                seconds, nanoseconds = _TIMESPEC.unpack(told[0][2])
+                at_ns = seconds * _BILLION + nanoseconds - offset_ns
+                if not 0 <= now - at_ns < _LONGEST_LATE_NS:  # it came after `now`, as a rule
+                    now = _now()
+                    at_ns = self._believed(at_ns, now)
+                    offset_ns = self.clock.offset_ns
+            else:
+                at_ns = now = _now()
+            gap_ns = transport.read_ns and at_ns - transport.read_ns
+            transport.read_ns = at_ns
+            transport.arrived(at_ns, data, now - at_ns)
+        if gap_ns > 0:
+            self.moderation.spaced(gap_ns)
+            self.clock.attention.event_gap_ns = self.moderation.gap_ns
+        return len(found), at_ns
+
+    def _believed(self, at_ns: int, now: int) -> int:
+        """The stamp, or the moment of reading where it cannot be right."""
+        if 0 <= now - at_ns < _LONGEST_LATE_NS:
+            return at_ns
+        if not 0 < at_ns - now < _DRIFT_NS:
+            self.clock.look()  # somebody has set the wall clock
+        return now
+
+
+class _Ready:
+    """Which sockets are ready, as the loop sees it: all of them as one descriptor, which may be shut for a while.
+
+    What the loop watches is a gate before the sockets. To shut it costs one system call; to have the loop itself watch
+    less or more costs it several, and the kernel a look at every socket.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, woke_up: Callable[[], None], paused: Callable[[], None]
+    ) -> None:
+        self.epoll = select.epoll()
+        self._gate = select.epoll()
+        self._gate.register(self.epoll, select.EPOLLIN)
+        self._loop = loop
+        self._paused = paused
+        self._timer: asyncio.TimerHandle | None = None
+        loop.add_reader(self._gate, woke_up)
+
+    def look(self) -> None:
+        """Have the loop call when a socket is ready."""
+        self._gate.modify(self.epoll, select.EPOLLIN)
+
+    def look_away(self) -> None:
+        """Have it not call."""
+        self._gate.modify(self.epoll, 0)
+
+    def wait(self, pause_ns: int) -> None:
+        """Have it call after so long. Its timers know milliseconds; what is left over is not waited for."""
+        self._timer = self._loop.call_later(pause_ns // _MILLISECOND_NS / 1000, self._paused)
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.remove_reader(self._gate)
+        self._gate.close()
+        self.epoll.close()
+
+
 class StampedTransport(asyncio.Transport):
     """Carries bytes between a connected socket and a protocol, on any event loop that watches descriptors."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, protocol: StampedProtocol, clock: KernelClock
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, protocol: StampedProtocol, sockets: StampedSockets
     ) -> None:
         super().__init__({"socket": sock})
+        self.recvmsg = sock.recvmsg
+        self.arrived = protocol.arrived
+        self.read_ns = 0
+        """Stamp of what was read last since something was written; 0 for nothing."""
         self._loop = loop
         self._sock = sock
         self._protocol = protocol
-        self._recvmsg = sock.recvmsg
-        self._arrived = protocol.arrived
-        self._clock = clock
+        self._sockets = sockets
         self._unsent = b""
         self._closed = False
-        loop.add_reader(sock, self._readable)
+        sockets.add(sock.fileno(), self, loop)
         protocol.connection_made(self)
 
-    def _readable(self) -> None:
-        try:
-            data, told, _, _ = self._recvmsg(_READ_BYTES, _CMSG_SPACE)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self._end(error)
-            return
-        now = _now()
-        if not data:
-            self._protocol.eof_received()
-            self._end(None)
-            return
-        for _, kind, value in told:
-            if kind == _SO_TIMESTAMPNS:
-                seconds, nanoseconds = _TIMESPEC.unpack(value)
-                late = now - (seconds * _BILLION + nanoseconds - self._clock.offset_ns)
-                if 0 <= late < _LONGEST_LATE_NS:
-                    self._arrived(now - late, data, late)
-                    return
-                self._clock.look()  # somebody has set the wall clock
-        self._arrived(now, data, 0)
+    def end_of_file(self) -> None:
+        """The other side writes no more."""
+        self._protocol.eof_received()
+        self.end(None)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Hand it to the kernel here and now; what it does not take follows when it can."""
         if self._closed:
             return
+        self.read_ns = 0
         if self._unsent:
             self._unsent += bytes(data)
             return
@@ -178,25 +245,27 @@ class StampedTransport(asyncio.Transport):
         except (BlockingIOError, InterruptedError):
             return data
         except OSError as error:
-            self._end(error)
+            self.end(error)
             return b""
 
-    def _end(self, error: OSError | None) -> None:
+    def end(self, error: OSError | None) -> None:
+        """Close, for this reason if there is one."""
         if self._closed:
             return
         self._closed = True
-        self._loop.remove_reader(self._sock)
-        self._loop.remove_writer(self._sock)
+        self._sockets.remove(self._sock.fileno())
+        if self._unsent:
+            self._loop.remove_writer(self._sock)
         self._sock.close()
         self._loop.call_soon(self._protocol.connection_lost, error)
 
     def abort(self) -> None:
         """Close at once."""
-        self._end(None)
+        self.end(None)
 
     def close(self) -> None:
         """The same: there is never anything worth waiting for."""
-        self._end(None)
+        self.end(None)
 
     def is_closing(self) -> bool:
         """Whether it is closed."""
@@ -213,7 +282,27 @@ def _literal(host: str, port: int) -> list[tuple[Any, ...]]:
     return [(family, socket.SOCK_STREAM, 0, "", (host, port))]
 
 
-async def connect_stamped(host: str, port: int, protocol: StampedProtocol, clock: KernelClock) -> StampedTransport:
+async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: Any) -> None:
+    """As the loop's ``sock_connect``, which looks the address up once more."""
+    failed = sock.connect_ex(address)
+    if failed == errno.EINPROGRESS:
+        writable = loop.create_future()
+        loop.add_writer(sock, _set, writable)
+        try:
+            await writable
+        finally:
+            loop.remove_writer(sock)
+        failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if failed:
+        raise OSError(failed, f"{os.strerror(failed)}: {address[0]} port {address[1]}")
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def connect_stamped(host: str, port: int, protocol: StampedProtocol, sockets: StampedSockets) -> StampedTransport:
     """Connect to the first of the host's addresses that answers.
 
     Raises:
@@ -228,8 +317,8 @@ async def connect_stamped(host: str, port: int, protocol: StampedProtocol, clock
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with contextlib.suppress(OSError):  # then reads bear this process's own stamps
-                sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-            await loop.sock_connect(sock, address)
+                sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+            await _connect(loop, sock, address)
         except OSError as error:
             sock.close()
             last = error
@@ -237,5 +326,5 @@ async def connect_stamped(host: str, port: int, protocol: StampedProtocol, clock
             sock.close()
             raise
         else:
-            return StampedTransport(loop, sock, protocol, clock)
+            return StampedTransport(loop, sock, protocol, sockets)
     raise last

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Union
 
@@ -13,6 +13,7 @@ from pytest_vllmperf.domain.records import RequestOutcome, RequestRecord
 from pytest_vllmperf.load.exchange import Exchange
 from pytest_vllmperf.load.http_answer import HttpReader
 from pytest_vllmperf.load.sse import EventReader, EventTooLong
+from pytest_vllmperf.load.token_chunks import TokenChunk
 
 __all__ = ["AnswerReading", "record_of"]
 
@@ -20,6 +21,9 @@ _DETAIL_LENGTH = 300
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _BAD_FINISHES = ("abort", "error")
 _MOST_TOKENS = 2**31 - 1
+_STREAM = "text/event-stream"
+_PATIENCE = 16
+"""So many reads in a row may be something else before a stream's usual chunk is looked for no longer."""
 
 
 _ABSENT = msgspec.Raw()
@@ -73,6 +77,11 @@ class _Event(msgspec.Struct):
                 return _message_in(raw)
         return (self.message or "unnamed error") if self.object == "error" else None
 
+    def is_just_a_token(self) -> bool:
+        """Whether all it tells is one unfinished choice; without usage, that has brought something."""
+        choices = self.choices or ()
+        return self.usage is None and len(choices) == 1 and choices[0].finish_reason is None
+
 
 _decode_event = msgspec.json.Decoder(_Event).decode
 
@@ -93,6 +102,8 @@ class _Told:
     done: bool = False
     error: str | None = None
     malformed: str | None = None
+    just_a_token: bool = False
+    """The last event brought text, and said nothing else that counts."""
 
     def take(self, stamp: int, event: _Event) -> None:
         self.events += 1
@@ -109,6 +120,7 @@ class _Told:
                 self.first_answer_ns = stamp
             self.finish_reason = choice.finish_reason or self.finish_reason
         if carries:
+            self.just_a_token = event.is_just_a_token()
             self.event_ns.append(stamp)
             if after is not None:
                 self.event_tokens.append(min(max(after - before, -1), _MOST_TOKENS))
@@ -139,17 +151,52 @@ class _Told:
 class AnswerReading:
     """Reads one answer, at once or bit by bit; what it keeps of an event is 12 bytes."""
 
-    __slots__ = ("_events", "_first_byte_ns", "_http", "_told")
+    __slots__ = ("_events", "_first_byte_ns", "_http", "_patience", "_token_chunk", "_told")
 
     def __init__(self) -> None:
         self._http = HttpReader(self._take_piece)
         self._events = EventReader()
         self._told = _Told()
         self._first_byte_ns: int | None = None
+        self._token_chunk: TokenChunk | None = None
+        self._patience = _PATIENCE
 
-    def feed(self, reads: Iterable[tuple[int, bytes]]) -> None:
+    def feed(self, reads: Sequence[tuple[int, bytes]]) -> None:
         """Take the next reads."""
-        self._http.feed(reads)
+        place = 0
+        while place < len(reads) and self._patience:
+            ready = self._is_between_tokens()
+            if ready and self._token_chunk is not None:
+                place += self._take_tokens(self._token_chunk, reads, place)
+                if place == len(reads):
+                    break
+            events, self._told.just_a_token = self._told.events, False
+            self._http.feed((reads[place],))
+            alone = self._told.events == events + 1 and self._told.just_a_token
+            if ready and alone and self._is_between_tokens():
+                self._token_chunk = TokenChunk.of(reads[place][1])
+            self._patience -= 1
+            place += 1
+        self._http.feed(reads[place:])
+
+    def _take_tokens(self, token_chunk: TokenChunk, reads: Sequence[tuple[int, bytes]], place: int) -> int:
+        """How many reads from ``place`` on are the next token and nothing else; they are taken."""
+        taken = token_chunk.taken(reads, place, self._told.event_ns) - place
+        if taken:
+            self._told.events += taken
+            self._patience = _PATIENCE
+        return taken
+
+    def _is_between_tokens(self) -> bool:
+        """Whether all that was read is understood, and the next read may begin with the next chunk and event."""
+        http, told = self._http, self._told
+        return (
+            http.between_chunks
+            and self._events.between_events
+            and http.status == 200
+            and http.content_type.startswith(_STREAM)
+            and not (told.done or told.malformed)
+        )
 
     def record(self, exchange: Exchange, *, output_tokens: int, exact: bool = True) -> RequestRecord:
         """Judge the whole answer; see :func:`record_of`. Call it once, after the last read."""
@@ -242,7 +289,7 @@ def _judge(
 
 
 def _judge_stream(http: HttpReader, told: _Told, *, asked: int, exact: bool) -> tuple[RequestOutcome, str | None]:
-    foreign = http.content_type and not http.content_type.startswith("text/event-stream")
+    foreign = http.content_type and not http.content_type.startswith(_STREAM)
     if foreign or (http.opening and not (told.events or told.done)):
         kind = http.content_type or "no content type"
         return RequestOutcome.PROTOCOL_ERROR, f"not a stream of events ({kind}): {_one_line(http.opening)}"

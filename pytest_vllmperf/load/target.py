@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from pytest_vllmperf.load.connection import Connection
 from pytest_vllmperf.load.exchange import Exchange
-from pytest_vllmperf.load.stamped_transport import KernelClock, connect_stamped
+from pytest_vllmperf.load.kernel_clock import KernelClock
+from pytest_vllmperf.load.stamped_transport import StampedSockets, connect_stamped
 
 __all__ = ["Carrier", "Target", "proxy_for"]
 
@@ -47,15 +48,20 @@ Ended = Callable[[Carrier, Exchange], None]
 class Target:
     """Where requests go.
 
-    ``tls`` is None for plain HTTP, ``proxy`` None for the straight way, ``clock`` None where arrivals bear no stamps of
-    the kernel: what comes through TLS or a proxy is not what it stamps, and not every system stamps at all.
+    ``tls`` is None for plain HTTP, ``proxy`` None for the straight way, ``stamped`` None where arrivals bear no stamps
+    of the kernel: what comes through TLS or a proxy is not what it stamps, and not every system stamps at all.
     """
 
     host: str
     port: int
     tls: ssl.SSLContext | None
     proxy: str | None = None
-    clock: KernelClock | None = None
+    stamped: StampedSockets | None = None
+
+    @property
+    def clock(self) -> KernelClock | None:
+        """What the stamps are put right by, where there are any."""
+        return None if self.stamped is None else self.stamped.clock
 
     @classmethod
     def of(cls, base_url: str, *, proxy: str | None = None) -> Target:
@@ -66,8 +72,8 @@ class Target:
             raise ValueError(f"base_url {base_url!r} must look like http://host:port or https://host:port")
         tls = ssl.create_default_context() if secure else None
         clock = None if secure or proxy is not None else KernelClock()
-        stamped = clock if clock is not None and clock.works else None
-        return cls(host=url.hostname, port=url.port or (443 if secure else 80), tls=tls, proxy=proxy, clock=stamped)
+        stamped = StampedSockets(clock) if clock is not None and clock.works else None
+        return cls(host=url.hostname, port=url.port or (443 if secure else 80), tls=tls, proxy=proxy, stamped=stamped)
 
     async def connect(self, on_end: Ended) -> Carrier:
         """A connection of its own, ready to send.
@@ -79,9 +85,9 @@ class Target:
             from pytest_vllmperf.load.proxied import ProxiedConnection
 
             return ProxiedConnection(self, on_end)
-        if self.clock is not None:
-            stamped = Connection(on_end, self.clock.attention)
-            await connect_stamped(self.host, self.port, stamped, self.clock)
+        if self.stamped is not None:
+            stamped = Connection(on_end, self.stamped)
+            await connect_stamped(self.host, self.port, stamped, self.stamped)
             return stamped
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(lambda: Connection(on_end), self.host, self.port, ssl=self.tls)

@@ -24,6 +24,7 @@ from pytest_vllmperf.load.compactor import Compactor
 from pytest_vllmperf.load.dispatch import Dispatcher
 from pytest_vllmperf.load.exchange import Exchange
 from pytest_vllmperf.load.health import HealthClock
+from pytest_vllmperf.load.kernel_clock import KernelClock
 from pytest_vllmperf.load.payload import encode_requests, word_range
 from pytest_vllmperf.load.plan import (
     CallOff,
@@ -42,7 +43,6 @@ from pytest_vllmperf.load.plan import (
 )
 from pytest_vllmperf.load.questions import questions
 from pytest_vllmperf.load.schedule import arrival_offsets_ns, schedule_hash, slot_openings_ns
-from pytest_vllmperf.load.stamped_transport import KernelClock
 from pytest_vllmperf.load.target import Target
 
 __all__ = ["Drive", "main"]

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from pytest_vllmperf.load import stamped_transport
+from pytest_vllmperf.load import kernel_clock, stamped_transport
 from pytest_vllmperf.load.alarm import Attention, LagProbe
-from pytest_vllmperf.load.stamped_transport import KernelClock, StampedTransport, connect_stamped
+from pytest_vllmperf.load.kernel_clock import KernelClock
+from pytest_vllmperf.load.stamped_transport import StampedSockets, StampedTransport, connect_stamped
 from pytest_vllmperf.load.target import Target
 
 pytestmark = pytest.mark.skipif(not KernelClock().works, reason="this system does not stamp what arrives")
@@ -58,7 +59,7 @@ def with_server(served: Served, client: Callable[[Kept, KernelClock], Awaitable[
 
         server = await asyncio.start_server(handle, "127.0.0.1", 0)
         kept = Kept()
-        transport = await connect_stamped("127.0.0.1", server.sockets[0].getsockname()[1], kept, clock)
+        transport = await connect_stamped("127.0.0.1", server.sockets[0].getsockname()[1], kept, StampedSockets(clock))
         try:
             await asyncio.wait_for(client(kept, clock), 30)
         finally:
@@ -145,7 +146,7 @@ def test_without_a_stamp_to_be_believed_it_is_the_moment_of_reading(
     async def client(kept: Kept, clock: KernelClock) -> None:
         assert kept.transport is not None
         if trouble == "no-stamps":
-            monkeypatch.setattr(stamped_transport, "_SO_TIMESTAMPNS", 9999)
+            monkeypatch.setattr(stamped_transport, "SO_TIMESTAMPNS", 9999)
         clock.offset_ns += {"no-stamps": 0, "clock-set-back": -3600, "clock-set-forward": 3600}[trouble] * 10**9
         for _ in range(2):
             kept.read.clear()
@@ -160,12 +161,12 @@ def test_without_a_stamp_to_be_believed_it_is_the_moment_of_reading(
 
 
 def test_a_system_that_stamps_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    stamped_transport._stamps_arrivals.cache_clear()
+    kernel_clock._stamps_arrivals.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(stamped_transport, "_SO_TIMESTAMPNS", 9999)
+        patch.setattr(kernel_clock, "SO_TIMESTAMPNS", 9999)
         assert not KernelClock().works
         assert Target.of("http://127.0.0.1:8000").clock is None
-    stamped_transport._stamps_arrivals.cache_clear()
+    kernel_clock._stamps_arrivals.cache_clear()
     assert Target.of("http://127.0.0.1:8000").clock is not None
 
 
@@ -175,7 +176,7 @@ def test_an_address_that_refuses_is_an_error_and_leaves_no_socket() -> None:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         with pytest.raises(ConnectionRefusedError):
-            await connect_stamped("127.0.0.1", port, Kept(), KernelClock())
+            await connect_stamped("127.0.0.1", port, Kept(), StampedSockets(KernelClock()))
 
     asyncio.run(run())
 
@@ -194,3 +195,88 @@ def test_a_loop_that_was_kept_busy_knows_for_how_long() -> None:
     at_ease_ns, away_ns = asyncio.run(run())
     assert away_ns == pytest.approx(300_000_000, rel=0.2)
     assert at_ease_ns < away_ns / 2
+
+
+def test_many_sockets_are_read_in_few_wake_ups_and_each_read_keeps_its_own_stamp() -> None:
+    streams, rounds = 40, 50
+
+    async def run() -> tuple[StampedSockets, list[Kept], list[int]]:
+        sockets = StampedSockets(KernelClock())
+        peers: list[asyncio.StreamWriter] = []
+        everybody = asyncio.Event()
+
+        async def handle(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            peers.append(writer)
+            if len(peers) == streams:
+                everybody.set()
+
+        server = await asyncio.start_server(handle, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        kept = []
+        for _ in range(streams):
+            one = Kept()
+            one.transport = await connect_stamped("127.0.0.1", port, one, sockets)
+            kept.append(one)
+        await asyncio.wait_for(everybody.wait(), 30)
+        sent = []
+        for _ in range(rounds):
+            for writer in peers:
+                sent.append(time.monotonic_ns())
+                writer.write(b"token")
+            await asyncio.sleep(0.02)  # the pace of the streams
+        for one in kept:
+            while len(one.reads) < rounds:
+                one.read.clear()
+                await asyncio.wait_for(one.read.wait(), 30)
+        for one in kept:
+            assert one.transport is not None
+            one.transport.abort()
+        for writer in peers:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await asyncio.wait_for(writer.wait_closed(), 30)
+        server.close()
+        assert sockets._ready is None, "nothing is left open"
+        return sockets, kept, sent
+
+    sockets, kept, sent = asyncio.run(run())
+    assert sockets.moderation.gap_ns > 10_000_000
+    assert sockets.clock.attention.left_ns is None
+    assert [data for one in kept for _, data, _ in one.reads] == [b"token"] * (streams * rounds)
+    stamps = sorted(at_ns for one in kept for at_ns, _, _ in one.reads)
+    for at_ns, sent_ns in zip(stamps, sent, strict=True):
+        assert -1_000_000 < at_ns - sent_ns < 100_000_000
+
+
+def test_a_pause_ends_when_its_last_socket_does() -> None:
+    async def run() -> list[int]:
+        clock = KernelClock()
+        sockets = StampedSockets(clock)
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"hello")
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+            over.set()
+
+        over = asyncio.Event()
+        server = await asyncio.start_server(handle, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        sockets.moderation._limit_ns, sockets.moderation._expected = 500_000_000, 9.0
+        left: list[int] = []
+        for _ in range(2):
+            kept = Kept()
+            transport = await connect_stamped("127.0.0.1", port, kept, sockets)
+            await asyncio.wait_for(kept.read.wait(), 30)
+            await asyncio.sleep(0)
+            assert clock.attention.left_ns is not None, "it looks away"
+            left.append(clock.attention.away_ns(time.monotonic_ns()))
+            transport.abort()
+            assert clock.attention.left_ns is None
+            await asyncio.wait_for(over.wait(), 30)
+            over.clear()
+        server.close()
+        return left
+
+    assert all(left_ns > 0 for left_ns in asyncio.run(run()))
