@@ -2,8 +2,11 @@
 
 Each run is the product's own search (gates, repeats, confirmation). Launches of ``--simulated`` runs draw their TPOT
 (launch sd 1.2 %, within 1.42 %); otherwise each launch is a process of the reference server with real requests.
+``--spread N`` makes N equal launches in each job instead, and says by how much they differ: the planted noise alone is
+1.9 %, what is more comes from the machine, and tells how many searches it bears beside each other.
 
-    python benchmarks/bisection.py [--runs 50] [--jobs 3] [--simulated] [--step 0.1] [--minutes 9]
+    python benchmarks/bisection.py [--runs 50] [--first 0] [--jobs 5] [--simulated] [--step 0.1] [--minutes 9]
+                                   [--log searches.jsonl] [--spread 0]
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ import argparse
 import json
 import math
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from reference_launches import ReferenceLauncher
@@ -63,6 +67,7 @@ def one_run(seed: int, *, simulated: bool, step: float, until: float) -> dict[st
     """One search; None where the time was up before it began."""
     if time.time() > until:
         return None
+    began = time.monotonic()
     first_bad = 1 + int(np.random.default_rng(seed).integers(PLACES - 1))
     if simulated:
         launcher: Simulated | ReferenceLauncher = Simulated(seed, first_bad, step)
@@ -74,29 +79,70 @@ def one_run(seed: int, *, simulated: bool, step: float, until: float) -> dict[st
     found = bisect(plan, launcher, progress=lambda _line: None)
     right = found.first_bad == f"v{first_bad}"
     return {
+        "seed": seed,
         "right": right,
         "wrong": found.first_bad is not None and not right,
         "launches": launcher.launches,
         "steps": len(found.trials),
+        "seconds": round(time.monotonic() - began, 1),
         "sentence": found.sentence,
     }
+
+
+def equal_launches(job: int, *, count: int) -> list[float]:
+    """TPOTs of so many launches of one engine, in seconds."""
+    launcher = ReferenceLauncher(options=SERVER, seed=1_000_000 + job)
+    launches = [launcher.measure(ROW[0], (LOAD,)) for _ in range(count)]
+    return [float(launch.summaries["load"].metrics["tpot_mean"].value or math.nan) for launch in launches]
+
+
+def spread(count: int, jobs: int) -> dict[str, object]:
+    """How far equal launches are apart on this machine with so many jobs beside each other."""
+    began = time.monotonic()
+    with ProcessPoolExecutor(jobs) as pool:
+        logs = np.log(np.concatenate(list(pool.map(partial(equal_launches, count=count), range(jobs)))))
+    return {
+        "jobs": jobs,
+        "launches": logs.size,
+        "tpot_mean_ms": round(1e3 * float(np.exp(logs.mean())), 2),
+        "equal_launches_sd_pct": round(100 * float(logs.std(ddof=1)), 2),
+        "seconds_per_launch": round((time.monotonic() - began) / count, 3),
+    }
+
+
+def kept(log: Path | None) -> dict[int, dict[str, object]]:
+    """Searches made before, by seed."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log is not None and log.exists() else []
+    return {run["seed"]: run for run in map(json.loads, lines)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--first", type=int, default=0, help="the first seed, to split the runs over several calls")
-    parser.add_argument("--jobs", type=int, default=3, help="beside each other; they must not starve")
+    parser.add_argument("--jobs", type=int, default=5, help="beside each other; they must not starve")
     parser.add_argument("--minutes", type=float, default=math.inf, help="no search is begun after this long")
     parser.add_argument("--step", type=float, default=0.10)
     parser.add_argument("--simulated", action="store_true")
+    parser.add_argument("--log", type=Path, help="keep each search in this file, and make only those it lacks")
+    parser.add_argument("--spread", type=int, default=0, metavar="N", help="only N equal launches in each job")
     options = parser.parse_args()
-    began = time.monotonic()
+    if options.spread:
+        print(json.dumps(spread(options.spread, options.jobs)))
+        return
+    began, until = time.monotonic(), time.time() + 60 * options.minutes
+    made = kept(options.log)
     seeds = range(options.first, options.first + options.runs)
+    search = partial(one_run, simulated=options.simulated, step=options.step, until=until)
     with ProcessPoolExecutor(options.jobs) as pool:
-        until = time.time() + 60 * options.minutes
-        search = partial(one_run, simulated=options.simulated, step=options.step, until=until)
-        runs = [run for run in pool.map(search, seeds) if run is not None]
+        futures = [pool.submit(search, seed) for seed in seeds if seed not in made]
+        for future in as_completed(futures):
+            if (run := future.result()) is not None:
+                made[run["seed"]] = run
+                if options.log is not None:
+                    with options.log.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(run) + "\n")
+    runs = [made[seed] for seed in seeds if seed in made]
     for run in runs:
         if not run["right"]:
             print(("WRONG: " if run["wrong"] else "") + str(run["sentence"]))
@@ -111,6 +157,7 @@ def main() -> None:
                 "does_not_know": sum(not run["right"] and not run["wrong"] for run in runs),
                 "launches_mean": round(float(np.mean([run["launches"] for run in runs])), 1),
                 "steps_mean": round(float(np.mean([run["steps"] for run in runs])), 1),
+                "seconds_per_search": round(float(np.mean([run["seconds"] for run in runs])), 1),
                 "seconds": round(time.monotonic() - began, 1),
             }
         )

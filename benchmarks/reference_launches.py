@@ -1,16 +1,22 @@
 """Launches of the reference server for benchmarks that need thousands: real processes, real requests, little else.
 
 A launch here is a process of ``tests/reference_server.py`` with the engine's flags, measured by the product's own load
-client (in this process) and summary. What ``PoolLauncher`` adds around it (guardian, log, leases, proof, a process for
-the load, warm-up) costs a second of CPU each and is tested elsewhere.
+client (in this process) and summary. The process is forked off this one, which has read the server's code once: a
+start of Python for each launch would take as much of the machine as the load itself. What ``PoolLauncher`` adds around
+it (guardian, log, leases, proof, a process for the load, warm-up) costs a second of CPU each and is tested elsewhere.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+import socket
 import sys
+import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,9 +32,10 @@ from pytest_vllmperf.load.worker import Drive
 if TYPE_CHECKING:
     from reference import ReferenceServer
 
-__all__ = ["MODEL", "ReferenceLauncher", "driven", "measured"]
+__all__ = ["MODEL", "ReferenceLauncher", "driven", "forked_server", "measured"]
 
 MODEL = "reference"
+_START_S = 20.0
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]
 
 
@@ -75,10 +82,53 @@ class ReferenceLauncher:
             }
         return Launch(engine=engine.name, number=self.numbers[engine.name], version=None, summaries=summaries)
 
-    @contextmanager
-    def launched(self, engine: EngineConfig) -> Iterator[ReferenceServer]:
-        from reference import reference_server
+    def launched(self, engine: EngineConfig) -> AbstractContextManager[ReferenceServer]:
+        return forked_server(*self.options, "--noise-seed", f"{self.seed}/{self.launches}", *flags(engine.args))
 
-        noise = f"{self.seed}/{self.launches}"
-        with reference_server(*self.options, "--noise-seed", noise, *flags(engine.args)) as server:
-            yield server
+
+@contextmanager
+def forked_server(*options: str) -> Iterator[ReferenceServer]:
+    """A process of the reference server with these options, stopped in the end.
+
+    Raises:
+        RuntimeError: It ended while starting, or did not listen in time.
+    """
+    from reference import ReferenceServer
+    from reference_model import flags_in
+    from reference_server import options_of, serve
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    argv = ["--model", MODEL, "--port", str(port), *options]
+    pid = os.fork()
+    if not pid:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            asyncio.run(serve(options_of(argv), flags_in(argv)))
+        finally:
+            os._exit(1)
+    try:
+        _wait_until_it_listens(pid, port)
+        yield ReferenceServer(f"http://127.0.0.1:{port}", pid)
+    finally:
+        os.kill(pid, signal.SIGTERM)  # where it has ended by itself, nobody has asked for its status yet
+        os.waitpid(pid, 0)
+
+
+def _wait_until_it_listens(pid: int, port: int) -> None:
+    limit = time.monotonic() + _START_S
+    while not _listens(port):
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            raise RuntimeError("the reference server ended while starting")
+        if time.monotonic() > limit:
+            raise RuntimeError(f"the reference server did not listen within {_START_S:g} s")
+        time.sleep(0.002)
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
