@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import ssl
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -103,6 +102,8 @@ def proxy_for(base_url: str) -> str | None:
     host = url.hostname or ""
     if host == "localhost" or host.endswith(".localhost") or _is_loopback(host):
         return None
+    import urllib.request  # with what it imports 15 ms, in each load process, which never looks for a proxy
+
     proxies = urllib.request.getproxies()
     if urllib.request.proxy_bypass(host):
         return None

@@ -9,10 +9,17 @@ import pytest
 from pytest_command import PLAIN
 
 CONFTEST = """
+import pytest
 from pytest_vllmperf import EngineConfig, Workload
 
 COMMAND = {command!r}
 ENGINES = {engines!r}
+CPU = {cpu!r}
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_benchmark_generate_machine_info():
+    import cpuinfo
+    cpuinfo.get_cpu_info = lambda: CPU  # this machine's, asked for once for all projects: it takes 0.15 s
 
 def pytest_vllmperf_engines(config):
     return [EngineConfig(**{{"model": "fake-model", "command": COMMAND, **engine}}) for engine in ENGINES]
@@ -40,7 +47,8 @@ output_throughput = { min = "0.001 tok/s" }
 class Project:
     """The temporary project: write it, run pytest in it, read what it left behind."""
 
-    def __init__(self, pytester: pytest.Pytester, command: tuple[str, ...]) -> None:
+    def __init__(self, pytester: pytest.Pytester, command: tuple[str, ...], cpu: Mapping[str, object]) -> None:
+        self.cpu = dict(cpu)
         self.pytester = pytester
         self.command = command
         self.path = pytester.path
@@ -54,7 +62,7 @@ class Project:
         files: Mapping[str, str] | None = None,
     ) -> None:
         engines = [{"name": "one"}] if engines is None else engines
-        (self.path / "conftest.py").write_text(CONFTEST.format(command=self.command, engines=engines))
+        (self.path / "conftest.py").write_text(CONFTEST.format(command=self.command, engines=engines, cpu=self.cpu))
         (self.path / "suites").mkdir(exist_ok=True)
         (self.path / "suites" / "test_it.py").write_text(textwrap.dedent(suite))
         if thresholds is not None:
@@ -77,11 +85,24 @@ class Project:
         return {engine["name"]: engine["launches"] for engine in self.report["engines"]}
 
 
+@pytest.fixture(scope="session")
+def cpu() -> Mapping[str, object]:
+    """What pytest-benchmark notes of this machine's CPU."""
+    import cpuinfo
+
+    return cpuinfo.get_cpu_info()
+
+
 @pytest.fixture
-def project(pytester: pytest.Pytester, fake_command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(
+    pytester: pytest.Pytester,
+    fake_command: tuple[str, ...],
+    cpu: Mapping[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Project:
     for variable in ("CI", "MODEL", "PYTEST_ADDOPTS"):
         monkeypatch.delenv(variable, raising=False)
-    return Project(pytester, fake_command)
+    return Project(pytester, fake_command, cpu)
 
 
 @pytest.fixture
