@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["PortLost", "Start", "attach"]
 
 _POLL_S = 0.05
+"""From one look to the next; what starts faster than vLLM is looked at ten times in the time it took so far."""
 _HEALTH_TIMEOUT_S = 1.0
 """Bounds how late an exit is noticed: a server that accepts and does not answer holds a health check this long."""
 _SETTLE_S = 5.0
@@ -93,7 +94,7 @@ class Start:
                         return self._handle(control, first)
                 self._tell_phase(follower.new_text())
                 self._check_progress()
-                time.sleep(_POLL_S)
+                time.sleep(min(_POLL_S, max(0.005, self._elapsed_s() / 10)))
 
     def _check_process(self) -> None:
         code = self.process.exit_code()

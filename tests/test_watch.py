@@ -105,6 +105,7 @@ def test_an_engine_that_is_healthy_and_makes_no_token_hangs(pool):
 
 def test_a_hung_engine_is_found_out_although_it_says_that_it_is_healthy(pool, monkeypatch):
     monkeypatch.setattr("pytest_vllmperf.pool._SERVE_S", 0.3)
+    monkeypatch.setattr("pytest_vllmperf.pool._DYING_S", 0.1)
     engines = pool(args={"fake-hang-after-requests": 1})
     engines.acquire("one")
     engines.ensure_alive("one")
@@ -164,7 +165,7 @@ def test_an_engine_that_dies_while_questions_are_asked_ends_them(pool, how):
 
 def test_an_engine_that_hangs_while_questions_are_asked_ends_them_too(pool):
     """C06: far before the deadline of a request, ten minutes."""
-    engines = pool(stall_timeout_s=1.0, args={**SLOWLY, "fake-hang-after-requests": 30})
+    engines = pool(stall_timeout_s=1.0, args={"fake-hang-after-requests": 30})
     handle = engines.acquire("one")
     since = time.monotonic()
     summary = evaluate(handle, SLOW)

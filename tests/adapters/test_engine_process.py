@@ -295,7 +295,7 @@ def test_what_a_crashed_leader_leaves_is_killed(launch, tmp_path):
     assert process.wait(PATIENCE_S) == -signal.SIGKILL
     assert is_alive(in_group)
     assert is_alive(escaped)
-    process.stop()
+    process.stop(grace_s=0.5)
     assert not is_alive(in_group)
     assert not is_alive(escaped)
 
