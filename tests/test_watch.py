@@ -13,6 +13,8 @@ import pytest
 from test_pool import CPU
 from traces import until
 
+from pytest_vllmperf.adapters.control_client import parse_counters
+from pytest_vllmperf.adapters.host_memory import HostMemory
 from pytest_vllmperf.domain.engine import EngineConfig
 from pytest_vllmperf.domain.quality_tasks import BUILT_IN_TASKS
 from pytest_vllmperf.domain.workload import Workload
@@ -20,7 +22,7 @@ from pytest_vllmperf.errors import EngineError, EngineExited
 from pytest_vllmperf.evaluation import evaluate
 from pytest_vllmperf.measurement import measure
 from pytest_vllmperf.pool import EnginePool
-from pytest_vllmperf.watch import Life
+from pytest_vllmperf.watch import Life, Watch
 
 LONG = Workload(
     name="long", input_tokens=8, output_tokens=4, requests=120, request_rate=4.0, max_error_rate=1.0
@@ -118,6 +120,21 @@ def test_an_engine_nobody_asks_for_anything_does_not_hang(pool):
     with Life(handle) as life:
         until(lambda: asked_for_tokens(handle) > 2)  # the readiness request, and two more when all stood still
     assert life.verdict() is None
+
+
+# ---------------------------------------------------------------------- memory
+
+
+def test_memory_is_sampled_at_both_ends_and_a_rise_nobody_read_is_a_doubt(monkeypatch):
+    watch = Watch(pid=os.getpid(), gpu_uuids=(), counters=lambda: parse_counters("", at_ns=0))
+    with watch:
+        until(lambda: watch.memory)
+        monkeypatch.setattr(HostMemory, "unread_bytes", 300 * 2**20)
+    assert len(watch.memory) >= 2
+    assert all(sample.host_bytes > 2**20 for sample in watch.memory)
+    assert watch.failures == [
+        "host memory rose too briefly to be read: host_memory_peak may be 300 MiB too low",
+    ]
 
 
 def asked_for_tokens(handle):
