@@ -23,6 +23,8 @@ _LEAST_S = 0.002
 """Two milliseconds are within what any client on a machine in use is late by, and too little to blame it for."""
 _ENOUGH_SAMPLES = 80
 """Of the loop's lag, almost a second's: from a shorter run nothing is concluded."""
+_ENOUGH_S = 0.8
+"""The same where it is not the lag that counts."""
 _WHOLE_CORE = 0.92
 _HALF_CORE = 0.5
 _NS = 1e-9
@@ -60,7 +62,8 @@ def distortion(
         open_loop: Whether arrivals had a schedule of their own.
     """
     client = run.client
-    enough = client.loop_lag_samples >= _ENOUGH_SAMPLES
+    long = client.kernel_stamps and client.wall_ns * _NS >= _ENOUGH_S
+    enough = long or client.loop_lag_samples >= _ENOUGH_SAMPLES
     late_s = _moved_by_shared_reads(run.records) if client.kernel_stamps else _moved_by_lag(client, output_tokens)
     if open_loop:
         late_s["ttft_mean"] += client.dispatch_lag_mean_ns * _NS

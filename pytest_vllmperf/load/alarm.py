@@ -17,8 +17,6 @@ _TFD_TIMER_ABSTIME = 1
 _BILLION = 1_000_000_000
 _MEAN_GAP_NS = 10_000_000
 _RAREST_GAP_NS = 50_000_000
-_FIRST_SAMPLES = 80
-"""Enough to conclude something from a short run."""
 _NOTICED_NS = 1_000_000
 """A moment missed by less passes for seen."""
 
@@ -119,6 +117,15 @@ class Attention:
         away_ns = self._away_ns + now_ns - self._looked_ns
         return away_ns if self.left_ns is None else max(away_ns, now_ns - self.left_ns)
 
+    def seen(self, now_ns: int) -> None:
+        """One of the moments is attended to: what was waited for until then is no absence of later on."""
+        on_time = self.due_ns is not None and now_ns - self.due_ns <= _NOTICED_NS
+        waited_ns = run_queue_wait_ns() or 0
+        if on_time and self._looked_ns is None and waited_ns - self._waited_ns <= _NOTICED_NS:
+            self._waited_ns = waited_ns
+        else:
+            self.away_ns(now_ns)  # which holds for the rest of this turn, too
+
     def _back(self) -> None:
         """The turn is over: the loop looks again at what is ready."""
         self._looked_ns = None
@@ -130,12 +137,12 @@ class LagProbe:
     The moments are random (a Poisson process): a timer as regular as an engine's steps would see the loop in one and
     the same phase of them for a whole run. A moment that passes while the loop is busy counts with its own delay.
     Without timerfd each sample may hold a millisecond of the loop's own rounding. Each is a wake-up of its own, and
-    costs more than a token: once there are enough they come no more often than the events of a stream.
+    costs more than a token: they come no more often than the events of a stream, as far as those are known.
 
     Args:
         loop: The event loop.
         attention: Is told of the moments.
-        mean_gap_ns: Between two samples, on average, as long as there are few.
+        mean_gap_ns: Between two samples, on average.
     """
 
     def __init__(
@@ -159,15 +166,13 @@ class LagProbe:
         self._alarm.close()
 
     def _gap_ns(self) -> int:
-        mean_ns = self._mean_gap_ns
-        if len(self.lags_ns) >= _FIRST_SAMPLES:
-            mean_ns = max(mean_ns, min(self._attention.event_gap_ns, _RAREST_GAP_NS))
+        mean_ns = max(self._mean_gap_ns, min(self._attention.event_gap_ns, _RAREST_GAP_NS))
         self._attention.mean_gap_ns = mean_ns
         return 1 + round(self._draw.expovariate(1 / mean_ns))
 
     def _rung(self) -> None:
         now = time.monotonic_ns()
-        self._attention.away_ns(now)
+        self._attention.seen(now)
         due_ns = self._due_ns
         while due_ns <= now:
             self.lags_ns.append(now - due_ns)

@@ -37,6 +37,11 @@ class Connection(asyncio.Protocol):
         sockets: What reads it, where reads bear the kernel's stamps.
     """
 
+    __slots__ = (
+        *("_exchange", "_fed", "_framing", "_loop", "_on_end", "_opening", "_reads", "_sockets", "_transport"),
+        *("idle_since_ns", "usable"),
+    )
+
     def __init__(self, on_end: Callable[[Connection, Exchange], None], sockets: StampedSockets | None = None) -> None:
         self.usable = False
         self.idle_since_ns = 0

@@ -117,7 +117,7 @@ class StampedSockets:
         Returns:
             How many there were, and when the last of these reads came.
         """
-        transports, offset_ns, gap_ns, at_ns = self._transports, self.clock.offset_ns, 0, now
+        transports, offset_ns, before_ns, at_ns = self._transports, self.clock.offset_ns, 0, now
         found = epoll.poll(0, _AT_ONCE)
         for fd, _ in found:
             transport = transports[fd]
@@ -134,17 +134,17 @@ class StampedSockets:
             if told and told[0][1] == SO_TIMESTAMPNS:
                 seconds, nanoseconds = _TIMESPEC.unpack(told[0][2])
                 at_ns = seconds * _BILLION + nanoseconds - offset_ns
-                if not 0 <= now - at_ns < _LONGEST_LATE_NS:  # it came after `now`, as a rule
+                late_ns = now - at_ns
+                if not 0 <= late_ns < _LONGEST_LATE_NS:  # it came after `now`, as a rule
                     now = _now()
                     at_ns = self._believed(at_ns, now)
-                    offset_ns = self.clock.offset_ns
+                    late_ns, offset_ns = now - at_ns, self.clock.offset_ns
             else:
-                at_ns = now = _now()
-            gap_ns = transport.read_ns and at_ns - transport.read_ns
-            transport.read_ns = at_ns
-            transport.arrived(at_ns, data, now - at_ns)
-        if gap_ns > 0:
-            self.moderation.spaced(gap_ns)
+                at_ns, late_ns = _now(), 0
+            before_ns, transport.read_ns = transport.read_ns, at_ns
+            transport.arrived(at_ns, data, late_ns)
+        if before_ns:
+            self.moderation.spaced(at_ns - before_ns)
             self.clock.attention.event_gap_ns = self.moderation.gap_ns
         return len(found), at_ns
 
@@ -198,6 +198,11 @@ class _Ready:
 
 class StampedTransport(asyncio.Transport):
     """Carries bytes between a connected socket and a protocol, on any event loop that watches descriptors."""
+
+    __slots__ = (
+        *("_closed", "_loop", "_protocol", "_sock", "_sockets", "_unsent"),
+        *("arrived", "read_ns", "recvmsg"),
+    )
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, protocol: StampedProtocol, sockets: StampedSockets

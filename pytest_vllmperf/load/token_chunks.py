@@ -43,11 +43,13 @@ class TokenChunk:
     is whether it is empty (``stream.py``).
     """
 
-    __slots__ = ("_after", "_before")
+    __slots__ = ("_after", "_before", "_openings")
 
     def __init__(self, before: bytes, after: bytes) -> None:
         self._before = before
         self._after = after
+        self._openings: dict[int, bytes] = {}
+        """What is before the text, with the size of the chunk, by the length of the read."""
 
     @classmethod
     def of(cls, read: bytes) -> TokenChunk | None:
@@ -64,18 +66,15 @@ class TokenChunk:
         Returns:
             The place of that read, or the count of reads.
         """
-        before, after, keep = self._before, self._after, event_ns.append
+        after, keep, openings = self._after, event_ns.append, self._openings
+        less = len(after)
         for place in range(start, len(reads)):
             stamp, read = reads[place]
             length = len(read)
-            size = _size_line(length)
-            text_at = len(size) + len(before)
-            if not (
-                read.startswith(size)
-                and read.startswith(before, len(size))
-                and read.endswith(after)
-                and _is_text(read, text_at, length - len(after))
-            ):
+            opening = openings.get(length)
+            if opening is None:
+                opening = openings[length] = _size_line(length) + self._before
+            if not (read.startswith(opening) and read.endswith(after) and _is_text(read, len(opening), length - less)):
                 return place
             keep(stamp)
         return len(reads)
