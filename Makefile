@@ -44,8 +44,8 @@ test-versions: $(READY) $(VERSIONS:%=.venv-%/.ready) ## vLLM 0.14, 0.20, 0.31 an
 test-gates: $(READY) ## whole gates on real processes, 20 of an unchanged engine and 20 of a slower one (minutes, quiet machine)
 	PYTHONPATH=. $(VENV)/bin/python benchmarks/verdict_gates.py --same 20 --slower 20 --jobs 4 --check $(ARGS)
 
-fuzz: $(READY)   ## twenty thousand splits, truncations and corruptions of recorded streams (minutes)
-	HYPOTHESIS_PROFILE=fuzz $(VENV)/bin/python -m pytest -q tests/load/test_connection_fuzz.py $(ARGS)
+fuzz: $(READY)   ## 28 000 splits, truncations and corruptions of recorded streams (minutes)
+	HYPOTHESIS_PROFILE=fuzz $(VENV)/bin/python -m pytest -q tests/load/test_connection_fuzz.py tests/load/test_token_chunks.py $(ARGS)
 
 docs: $(READY)   ## build the documentation into site/ (reference pages are made from the code)
 	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --system-certs --group docs

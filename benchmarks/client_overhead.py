@@ -5,7 +5,8 @@ read of its own. Each client runs in a process of its own, all in turn, several 
 of each counts. Its CPU time covers everything from the first connection to usable numbers: capture and parsing. Once
 more with four events in each write: events that share a read must cost less.
 
-``floor`` is the least any Python client on uvloop can do: stamp each read, keep it, understand nothing.
+``floor`` is the least a Python client on uvloop can do that wakes up for each event: stamp each read, keep it,
+understand nothing. One that serves several sockets in one wake-up may cost less.
 
 Run it from the repository: ``python benchmarks/client_overhead.py [--rounds 5]``. The last line is one JSON object:
 ``us_per_event`` (ours), ``vllm_us_per_event``, ``ratio_vs_vllm`` (vLLM's time divided by ours: larger is better for

@@ -83,7 +83,7 @@ def _ours(base_url: str, model: str) -> Run:
 
 
 def floor(base_url: str, model: str) -> Run:
-    """The least any Python client on uvloop can do: stamp each read, keep it, understand nothing."""
+    """The least a Python client can do that uvloop wakes up for each read: stamp it, keep it, understand nothing."""
     run_loop = on_uvloop()
     port = int(base_url.rpartition(":")[2])
     content = json.dumps(body(model)).encode()

@@ -1,7 +1,7 @@
 """When many sockets may be served by one wake-up, as network cards moderate their interrupts.
 
 Waking up costs a client more than reading does. Where reads bear the kernel's stamps nothing depends on when a socket
-is read: after serving one it may look away for a moment, and then find several that are ready.
+is read: when one is ready it may be left alone for a moment, until several are.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ __all__ = ["Moderation"]
 _MOST_NS = 2_000_000
 _LEAST_NS = 1_000_000
 """Event loops round their timers to milliseconds."""
-_WORTH = 2.0
-"""Events found after a pause that pay for it: it costs a timer, and saves one wake-up for each event but the last."""
+_WORTH = 3.0
+"""Sockets ready after a pause that pay for it: it saves a wake-up for each but the first, and ends in one more."""
 _GAP_SHARE = 4
 _ANSWER_SHARE = 200
 _KEPT_GAPS = 32
@@ -26,9 +26,9 @@ _MEMORY = 8
 
 
 class Moderation:
-    """Decides how long the sockets may be left alone after a wake-up.
+    """Decides how long the sockets may be left alone when one of them is ready.
 
-    Not at all unless at least two events may be expected meanwhile: a single stream is attended to at once. Never for
+    Not at all unless at least two more may be expected meanwhile: a single stream is attended to at once. Never for
     more than 2 ms, than a quarter of the usual gap between two events of a stream (else they would fall into one read,
     and share a stamp), or than a two-hundredth of an answer (a closed loop sends its next request when it sees the end
     of an answer: that is late by half a pause on average).
@@ -55,29 +55,28 @@ class Moderation:
             self._fresh = 0
             self._set_limit()
 
-    def woke_up(self, now_ns: int, served: int) -> int:
-        """Take a wake-up at ``now_ns`` for so many sockets; how long they may be left alone, 0 for not at all."""
-        # What a pause would find is learned without one, too.
-        if self._opened_ns is not None:
-            if now_ns - self._opened_ns <= max(self._limit_ns, _LEAST_NS):
-                self._found += served
-                return 0
-            self._learn(self._found)
-        self._opened_ns, self._found = now_ns, 0
-        pause_ns = self._pause_ns()
-        if pause_ns:
-            self._opened_ns = None
-        return pause_ns
+    def pause_ns(self) -> int:
+        """How long, as things stand; 0 for not at all."""
+        return self._limit_ns if self._limit_ns >= _LEAST_NS and self._expected >= _WORTH else 0
+
+    def woke_up(self, now_ns: int, served: int) -> None:
+        """Take a wake-up without a pause, for so many sockets: it tells as well what a pause would have found."""
+        if self._opened_ns is not None and now_ns - self._opened_ns <= max(self._limit_ns, _LEAST_NS):
+            self._found += served
+            return
+        self._learn(self._found)
+        self._opened_ns, self._found = now_ns, served
 
     def paused(self, served: int, quiet_ns: int) -> int:
         """Take the end of a pause; how long the sockets may be left alone once more.
 
         Args:
-            served: Sockets that had something to read.
-            quiet_ns: How long ago the last of that came.
+            served: Sockets that were ready.
+            quiet_ns: How long ago the last of what they brought came.
         """
         self._learn(served)
-        return self._pause_ns() if served >= _WORTH and quiet_ns < self._limit_ns // _GAP_SHARE else 0
+        self._opened_ns, self._found = None, served
+        return self.pause_ns() if served >= _WORTH and quiet_ns < self._limit_ns // _GAP_SHARE else 0
 
     def answered(self, duration_ns: int) -> None:
         """Take how long an answer took."""
@@ -87,9 +86,6 @@ class Moderation:
 
     def _learn(self, found: int) -> None:
         self._expected += (found - self._expected) / _MEMORY
-
-    def _pause_ns(self) -> int:
-        return self._limit_ns if self._limit_ns >= _LEAST_NS and self._expected >= _WORTH else 0
 
     def _set_limit(self) -> None:
         if len(self._gaps) < _KEPT_GAPS:

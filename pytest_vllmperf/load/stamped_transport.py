@@ -84,16 +84,19 @@ class StampedSockets:
             self._ready = self.clock.attention.left_ns = None
 
     def _woke_up(self) -> None:
-        """Read what is ready, and then perhaps look away for a moment."""
+        """Read what is ready, or look away for a moment first."""
         ready = self._ready
         assert ready is not None
         now = _now()
-        served, _ = self._read(ready.epoll, now)
-        pause_ns = self.moderation.woke_up(now, served) if served else 0
-        if pause_ns and served < _AT_ONCE and self._ready is ready:
+        pause_ns = self.moderation.pause_ns()
+        if pause_ns:
             self.clock.attention.left_ns = now
             ready.look_away()
             ready.wait(pause_ns)
+            return
+        served, _ = self._read(ready.epoll, now)
+        if served:
+            self.moderation.woke_up(now, served)
 
     def _paused(self) -> None:
         """Read what came meanwhile, and look again, or away once more while more keeps coming."""

@@ -1,7 +1,8 @@
 """How long sockets may be left alone: nothing that is measured may depend on it."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
@@ -28,36 +29,37 @@ class Client:
         self.waits: list[int] = []
         self.shared = 0
         self._moderation = moderation
+        self._coming: deque[tuple[int, int]] = deque()
         self._read_ns: dict[int, int] = {}
 
     def run(self, arrivals: Iterable[tuple[int, int]]) -> None:
-        coming: Iterator[tuple[int, int]] = iter(sorted(arrivals))
-        first = next(coming, None)
-        pause_ns = 0
-        now = 0
-        while first is not None:
+        self._coming = deque(sorted(arrivals))
+        while self._coming:
+            now = self._coming[0][0]
             self.wake_ups += 1
-            now = now + pause_ns if pause_ns else first[0]
-            served, gap_ns = 0, 0
-            seen: set[int] = set()
-            last_ns = now
-            while first is not None and first[0] <= now:
-                last_ns, stream = first
-                self.shared += stream in seen
-                seen.add(stream)
-                served += 1
-                gap_ns = last_ns - self._read_ns.get(stream, last_ns)
-                self._read_ns[stream] = last_ns
-                self.waits.append(now - last_ns)
-                first = next(coming, None)
-            if gap_ns:
-                self._moderation.spaced(gap_ns)
-            if pause_ns:
-                pause_ns = self._moderation.paused(served, now - last_ns)
-            else:
-                pause_ns = self._moderation.woke_up(now, served)
-            if pause_ns:
+            pause_ns = self._moderation.pause_ns()
+            if not pause_ns:
+                self._moderation.woke_up(now, self._read(now)[0])
+            while pause_ns:
+                self.wake_ups += 1
                 self.pauses.append(pause_ns)
+                now += pause_ns
+                served, last_ns = self._read(now)
+                pause_ns = self._moderation.paused(served, now - last_ns)
+
+    def _read(self, now: int) -> tuple[int, int]:
+        """How many events had come by then, and when the last of them had."""
+        streams = set()
+        last_ns = now
+        while self._coming and self._coming[0][0] <= now:
+            last_ns, stream = self._coming.popleft()
+            self.waits.append(now - last_ns)
+            self.shared += stream in streams
+            streams.add(stream)
+            before_ns, self._read_ns[stream] = self._read_ns.get(stream), last_ns
+            if before_ns is not None and not (self._coming and self._coming[0][0] <= now):
+                self._moderation.spaced(last_ns - before_ns)
+        return len(streams), last_ns
 
 
 def test_many_streams_share_wake_ups() -> None:

@@ -248,14 +248,15 @@ def test_many_sockets_are_read_in_few_wake_ups_and_each_read_keeps_its_own_stamp
         assert -1_000_000 < at_ns - sent_ns < 100_000_000
 
 
-def test_a_pause_ends_when_its_last_socket_does() -> None:
+def test_a_pause_ends_when_its_last_socket_does(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> list[int]:
         clock = KernelClock()
         sockets = StampedSockets(clock)
 
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(b"hello")
             with contextlib.suppress(ConnectionError):
+                await reader.read(1)
+                writer.write(b"hello")
                 await reader.read()
             writer.close()
             over.set()
@@ -268,9 +269,12 @@ def test_a_pause_ends_when_its_last_socket_does() -> None:
         for _ in range(2):
             kept = Kept()
             transport = await connect_stamped("127.0.0.1", port, kept, sockets)
-            await asyncio.wait_for(kept.read.wait(), 30)
-            await asyncio.sleep(0)
-            assert clock.attention.left_ns is not None, "it looks away"
+            assert sockets._ready is not None
+            looked_away = asyncio.Event()
+            monkeypatch.setattr(sockets._ready, "wait", lambda _pause_ns: looked_away.set())
+            transport.write(b"?")
+            await asyncio.wait_for(looked_away.wait(), 30)
+            assert kept.reads == []
             left.append(clock.attention.away_ns(time.monotonic_ns()))
             transport.abort()
             assert clock.attention.left_ns is None
