@@ -241,6 +241,7 @@ def test_many_sockets_are_read_in_few_wake_ups_and_each_read_keeps_its_own_stamp
 
     sockets, kept, sent = asyncio.run(run())
     assert sockets.moderation.gap_ns > 10_000_000
+    assert sockets.moderation.pause_ns() >= 1_000_000, "by now it looks away first"
     assert sockets.clock.attention.left_ns is None
     assert [data for one in kept for _, data, _ in one.reads] == [b"token"] * (streams * rounds)
     stamps = sorted(at_ns for one in kept for at_ns, _, _ in one.reads)
@@ -271,7 +272,7 @@ def test_a_pause_ends_when_its_last_socket_does(monkeypatch: pytest.MonkeyPatch)
             transport = await connect_stamped("127.0.0.1", port, kept, sockets)
             assert sockets._ready is not None
             looked_away = asyncio.Event()
-            monkeypatch.setattr(sockets._ready, "wait", lambda _pause_ns: looked_away.set())
+            monkeypatch.setattr(sockets._ready, "wait", lambda _pause_ns, seen=looked_away: seen.set())
             transport.write(b"?")
             await asyncio.wait_for(looked_away.wait(), 30)
             assert kept.reads == []
