@@ -26,8 +26,8 @@ __all__ = ["StampedProtocol", "StampedSockets", "StampedTransport", "connect_sta
 
 _TIMESPEC = struct.Struct("@qq")
 _READ_BYTES = 16_384
-_AT_ONCE = 64
-"""Sockets read in one turn of the loop, in half a millisecond: then it looks at its timers again."""
+_AT_ONCE = 100
+"""Sockets read in one turn of the loop, in less than a millisecond: then it looks at its timers again."""
 _BILLION = 1_000_000_000
 _LONGEST_LATE_NS = 300 * _BILLION
 """More than that is no delay: somebody has set the wall clock."""
@@ -66,6 +66,8 @@ class StampedSockets:
         self.moderation = Moderation()
         self._transports: dict[int, StampedTransport] = {}
         self._ready: _Ready | None = None
+        self._found = 0
+        """Sockets that were ready after this pause, as far as they are read."""
 
     def add(self, fd: int, transport: StampedTransport, loop: asyncio.AbstractEventLoop) -> None:
         """Read this socket, too."""
@@ -82,6 +84,7 @@ class StampedSockets:
         if not self._transports:
             self._ready.close()
             self._ready = self.clock.attention.left_ns = None
+            self._found = 0
 
     def _woke_up(self) -> None:
         """Read what is ready, or look away for a moment first."""
@@ -106,8 +109,13 @@ class StampedSockets:
         served, last_ns = self._read(ready.epoll, now)
         if self._ready is not ready:
             return
-        pause_ns = self.moderation.paused(served, now - last_ns)
-        if pause_ns and served < _AT_ONCE:
+        self._found += served
+        if served == _AT_ONCE:
+            ready.go_on()  # there may be more, which has waited for as long
+            return
+        pause_ns = self.moderation.paused(self._found, now - last_ns)
+        self._found = 0
+        if pause_ns:
             self.clock.attention.left_ns = now
             ready.wait(pause_ns)
         else:
@@ -146,7 +154,7 @@ class StampedSockets:
                 at_ns, late_ns = _now(), 0
             before_ns, transport.read_ns = transport.read_ns, at_ns
             transport.arrived(at_ns, data, late_ns)
-        if before_ns:
+        if 0 < before_ns < at_ns:
             self.moderation.spaced(at_ns - before_ns)
             self.clock.attention.event_gap_ns = self.moderation.gap_ns
         return len(found), at_ns
@@ -175,7 +183,7 @@ class _Ready:
         self._gate.register(self.epoll, select.EPOLLIN)
         self._loop = loop
         self._paused = paused
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         loop.add_reader(self._gate, woke_up)
 
     def look(self) -> None:
@@ -189,6 +197,10 @@ class _Ready:
     def wait(self, pause_ns: int) -> None:
         """Have it call after so long. Its timers know milliseconds; what is left over is not waited for."""
         self._timer = self._loop.call_later(pause_ns // _MILLISECOND_NS / 1000, self._paused)
+
+    def go_on(self) -> None:
+        """Have it call at once, when it has looked at its timers."""
+        self._timer = self._loop.call_soon(self._paused)
 
     def close(self) -> None:
         """Leave nothing behind."""
