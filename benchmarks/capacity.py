@@ -3,9 +3,10 @@
 128 slots, each request 0.8 s in one of them, Poisson arrivals; the service level allows 0.2 s of waiting for the first
 token. That is the queue M/D/c, whose waiting time has an exact distribution (Franx 2001): the rate at which 1 % of the
 requests wait longer is the analytic value. Each run is a whole search by the product's own code (pilot, probes,
-posterior) on a process of the reference server with real requests; ``--simulated`` draws the queue instead.
+fit) on a process of the reference server with real requests; ``--simulated`` draws the queue instead.
 
     python benchmarks/capacity.py [--runs 50] [--first 0] [--jobs 8] [--requests 1500] [--minutes 9] [--simulated]
+                                  [--log searches.jsonl]
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import json
 import math
 import time
 import zlib
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 from reference_launches import MODEL, driven
@@ -127,11 +129,18 @@ def one_run(seed: int, *, requests: int, drawn: bool, until: float) -> dict[str,
         "seed": seed,
         "rate": capacity.rate,
         "held": capacity.low <= analytic() <= capacity.high,
+        "interval": [capacity.low, capacity.high],
         "half_width": (capacity.high - capacity.low) / 2 / capacity.rate if capacity.rate else math.nan,
         "probes": len(found.summaries),
         "late": len(found.invalid),
         "seconds": round(time.monotonic() - began, 1),
     }
+
+
+def kept(log: Path | None) -> dict[int, dict[str, object]]:
+    """Searches made before, by seed."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log is not None and log.exists() else []
+    return {run["seed"]: run for run in map(json.loads, lines)}
 
 
 def main() -> None:
@@ -142,17 +151,24 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1500, help="of each probe")
     parser.add_argument("--minutes", type=float, default=math.inf, help="no search is begun after this long")
     parser.add_argument("--simulated", action="store_true")
+    parser.add_argument("--log", type=Path, help="keep each search in this file, and make only those it lacks")
     options = parser.parse_args()
     began, truth = time.monotonic(), analytic()
     search = partial(
         one_run, requests=options.requests, drawn=options.simulated, until=time.time() + 60 * options.minutes
     )
-    runs = []
+    made = kept(options.log)
+    seeds = range(options.first, options.first + options.runs)
     with ProcessPoolExecutor(options.jobs) as pool:
-        for run in pool.map(search, range(options.first, options.first + options.runs)):
-            if run is not None:
-                runs.append(run)
-                print(json.dumps(run), flush=True)
+        for future in as_completed([pool.submit(search, seed) for seed in seeds if seed not in made]):
+            if (run := future.result()) is not None:
+                made[run["seed"]] = run
+                line = json.dumps(run)
+                print(line, flush=True)
+                if options.log is not None:
+                    with options.log.open("a", encoding="utf-8") as file:
+                        file.write(line + "\n")
+    runs = [made[seed] for seed in seeds if seed in made]
     errors = np.array([(run["rate"] or math.nan) / truth - 1 for run in runs])
     print(
         json.dumps(

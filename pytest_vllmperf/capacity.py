@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_vllmperf.domain.capacity import Capacity, CapacitySearch, CurvePoint, Probe
 from pytest_vllmperf.domain.prompts import TraceReplay
-from pytest_vllmperf.domain.rates import service_uses
+from pytest_vllmperf.domain.rates import arrival_rate, service_uses
 from pytest_vllmperf.domain.self_check import BOTTLENECK
 from pytest_vllmperf.errors import ConfigError
 
@@ -34,6 +34,8 @@ _GIVEN_UP = 0.25
 """Failed requests, as a share, after which a probe ends early: the rate is hopeless by then."""
 _HARMLESS = 0.05
 """Share of the tightest limit by which a client may be late."""
+_FEWEST_ANSWERS = 10
+"""So many answers, one after another, a probe should be long: the engine starts empty, and fills at its own pace."""
 _SEEDS = 104_729
 """Apart from each other's seeds: a prompt sent twice would be answered from the prefix cache."""
 
@@ -143,6 +145,7 @@ class _Search:
         found = search.result(self.probes)
         self._tell(found.reason)
         if found.rate is not None:
+            self._doubt_length(found.rate)
             self._sweep(found.rate)
             if not found.confirmed:
                 self.warnings.append("no second probe inside the interval confirmed the capacity")
@@ -166,6 +169,7 @@ class _Search:
             precision=plan.precision,
             most=plan.most - pilots,
             ceiling=plan.ceiling,
+            clumping=plan.workload.burst_size / plan.workload.burstiness,
         )
 
     def _pilot(self) -> float:
@@ -199,7 +203,7 @@ class _Search:
         summary, run = self.drive(asked)
         assert workload.service_level is not None  # the plan checked it
         uses = service_uses(run, workload.service_level, open_loop=True) or (math.inf,)
-        probe = Probe(rate=rate, uses=uses)
+        probe = Probe(rate=rate, uses=uses, arrived=arrival_rate(run))
         self._doubt(probe, summary, asked)
         self.summaries.append(summary)
         self.curve.append(_point(probe, summary))
@@ -218,6 +222,21 @@ class _Search:
             if probe.missed >= _GIVEN_UP or (harmless and BOTTLENECK in why):
                 told = self.warnings
             told.append(f"at {probe.rate:.3g} req/s: {why}")
+
+    def _doubt_length(self, capacity: float) -> None:
+        """Where the queue had no time to build up, the capacity is too large."""
+        answers = [(abs(point.rate - capacity), point.e2el_mean) for point in self.curve if point.e2el_mean is not None]
+        if not answers:
+            return
+        _, answer_s = min(answers)
+        requests = self.plan.workload.requests
+        enough = math.ceil(_FEWEST_ANSWERS * answer_s * capacity)
+        if requests < enough:
+            self.warnings.append(
+                f"a probe of {requests} requests lasts only {requests / capacity / answer_s:.1f} times as long as an "
+                f"answer takes: queues had no time to build up, and the capacity may be too high; give it {enough} "
+                "requests or more"
+            )
 
     def _sweep(self, capacity: float) -> None:
         """The rest of the curve; each rate for as long as a probe at the capacity takes."""

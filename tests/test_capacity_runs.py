@@ -84,6 +84,26 @@ def test_the_capacity_of_four_slots_is_found_from_a_pilot_within_twelve_loads():
     assert any("of 300 requests met the service level" in line for line in lines)
 
 
+def test_the_search_reckons_with_what_really_arrived():
+    drive = Simulated()
+    found, _ = search(drive, sweep=())
+    apart = [math.log(probe.arrived / probe.rate) for probe in found.capacity.probes]
+    assert 0.5 / math.sqrt(CHAT.requests) < np.std(apart) < 2 / math.sqrt(CHAT.requests)
+    first, asked = found.capacity.probes[0], drive.asked[1]
+    gaps = np.random.default_rng(asked.seed).exponential(1 / asked.request_rate, asked.requests)
+    assert first.arrived == pytest.approx((asked.requests - 1) / gaps[1:].sum())
+
+
+def test_probes_too_short_for_a_queue_are_told_with_how_many_requests_would_do():
+    long, _ = search(sweep=())
+    assert not [why for why in long.warnings if "no time to build up" in why]
+    short, _ = search(workload=replace(CHAT, requests=20), sweep=())
+    (told,) = [why for why in short.warnings if "no time to build up" in why]
+    enough = int(told.split("give it ")[1].split()[0])
+    assert told.startswith("a probe of 20 requests lasts only ")
+    assert 20 < enough < CHAT.requests
+
+
 def test_the_sweep_gives_the_curve_a_flat_part_and_a_knee():
     found, _ = search(sweep=(0.2, 0.5, 2.0))
     rates = [point.rate for point in found.curve]

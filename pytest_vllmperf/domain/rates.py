@@ -9,7 +9,7 @@ from pytest_vllmperf.domain.records import LoadRun, RequestRecord, latency_s
 from pytest_vllmperf.domain.stats import peak_window_rate
 from pytest_vllmperf.domain.workload import ServiceLevel
 
-__all__ = ["goodput", "peak_output_throughput", "service_uses", "throughput", "window_s"]
+__all__ = ["arrival_rate", "goodput", "peak_output_throughput", "service_uses", "throughput", "window_s"]
 
 _NS = 1e-9
 
@@ -71,6 +71,13 @@ def service_uses(run: LoadRun, level: ServiceLevel, *, open_loop: bool) -> tuple
     sent = sorted(run.records, key=lambda record: record.intended_ns)
     uses = [_use(r, level, open_loop=open_loop) if r.succeeded else math.inf for r in sent]
     return (*uses, *([math.inf] * run.abandoned))
+
+
+def arrival_rate(run: LoadRun) -> float | None:
+    """Requests per second that were due in an open loop; None with fewer than two, or all at once."""
+    due = [record.intended_ns for record in run.records]
+    window = (max(due) - min(due)) * _NS if due else 0.0
+    return (len(due) - 1) / window if window else None
 
 
 def _use(record: RequestRecord, level: ServiceLevel, *, open_loop: bool) -> float:
