@@ -3,11 +3,12 @@
 **What is fitted.** The share of requests whose use exceeds u, where x is the logarithm of the rate at which requests
 really arrived in a probe (``Probe.arrived``), at several thresholds u up to 1, as a logistic tail::
 
-    logit P(use > u | x) = logit(1 - target) + k (1 - u) + (b + k u / m) (x - x0)
+    logit P(use > u | x) = logit(1 - target) + k - k(x) u + b (x - x0),   k(x) = k (1 - (x - x0) / m)
 
 That is the tail of a queue in heavy traffic, exponential in u and the steeper the more of the capacity is spare
-(Kingman 1962): k is its steepness, m the spare part of the capacity, b how much more often a request meets a queue at
-all. Weak priors keep k, m and b where probes say little. Probes beyond ``HOPELESS`` only say that they are.
+(Kingman 1962): k is its steepness at the capacity x0, m the spare part of the capacity, b how much more often a request
+meets a queue at all. Near saturation k(x) bends so that it stays above 0. Weak priors keep k, m and b where probes say
+little. Probes beyond ``HOPELESS`` only say that they are.
 
 **Why the rate that really arrived.** n Poisson arrivals at rate r have, by chance alone, a rate of r (1 ± 1/√n): with a
 steep level that is most of the noise. Given n and the time they took, arrivals are spread evenly whatever r was, so the
@@ -50,6 +51,8 @@ _PRIORS = ((math.log(5), 1.0), (math.log(0.15), 1.0), (math.log(3.5), 0.7))
 """Middle and spread of ln k, ln m and ln b."""
 _AROUND = 0.5
 """Spread of ln capacity around the middle of the bracket."""
+_BEND = 4.0
+"""How late k(x) bends: ln(1 + exp(_BEND (1 - (x - x0) / m))), which is straight where much is spare."""
 _QUANTILES = 40
 _MOST_SHIFT, _MOST_ERROR = 0.03, 0.2
 """Bounds of the correction and of each of the two errors, relative: beyond, the fit has come apart."""
@@ -140,9 +143,10 @@ class _Fit:
         at = values[0]
         k, m, b = (math.exp(min(max(value, -8.0), 8.0)) for value in values[1:])
         apart, use = (x - at)[:, None], thresholds[None, :]
-        spare = k / m * use
-        logits = math.log(self.missed / (1 - self.missed)) + k * (1 - use) + (b + spare) * apart
-        slopes = (-(b + spare) + 0 * apart, k * (1 - use) + spare * apart, -spare * apart, b * apart + 0 * use)
+        spare, bend = 1 - apart / m, math.log1p(math.exp(_BEND))
+        left, falls = np.logaddexp(0, _BEND * spare) / bend, _BEND * expit(_BEND * spare) / bend * k / m * use
+        logits = math.log(self.missed / (1 - self.missed)) + k * (1 - left * use) + b * apart
+        slopes = (-(b + falls), k * (1 - left * use), -falls * apart, b * apart + 0 * use)
         return expit(np.clip(logits, -30, 30)), np.stack(slopes)
 
     def _cost(self, values: Sequence[float], weights: np.ndarray) -> tuple[float, np.ndarray]:
