@@ -198,14 +198,14 @@ def proposed_level(entry: Metric, values: Sequence[float]) -> _Found | str:
 
     ``values`` are finite, and at least two.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     n, sign = len(values), 1 if entry.better is Better.LOWER else -1
     logs = min(values) > 0
     scaled = [math.log(v) for v in values] if logs else list(values)
     mean = math.fsum(scaled) / n
     sd = math.sqrt(math.fsum((x - mean) ** 2 for x in scaled) / (n - 1))
-    chance = mean + sign * float(t.ppf(1 - ERROR, n - 1)) * sd * math.sqrt(1 + 1 / n)
+    chance = mean + sign * float(stdtrit(n - 1, 1 - ERROR)) * sd * math.sqrt(1 + 1 / n)
     worst = judged_by_worst(entry)
     level = (max(values) if sign > 0 else min(values)) if worst else (math.exp(mean) if logs else mean)
     farthest = (max if sign > 0 else min)(math.exp(chance) if logs else chance, level)

@@ -65,11 +65,11 @@ def history_band(stored: Sequence[float], *, confidence: float = _CONFIDENCE) ->
     if n < MINIMUM_RUNS or unusable(stored, what="run", positive=True) is not None:
         return None
     import numpy as np
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     logs = np.log(np.asarray(stored, dtype=float))
     center, spread = float(logs.mean()), float(logs.std(ddof=1)) * math.sqrt(1 + 1 / n)
-    reach = float(t.ppf(confidence, n - 1)) * spread
+    reach = float(stdtrit(n - 1, confidence)) * spread
     return HistoryBand(
         low=math.exp(center - reach),
         center=math.exp(center),

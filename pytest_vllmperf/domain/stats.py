@@ -54,7 +54,7 @@ def relative_half_width(samples: Sequence[float], *, confidence: float = 0.95) -
     (Zwiers and von Storch 1995), and ρ below 0 is taken as 0.
     """
     import numpy as np
-    from scipy import stats
+    from scipy.special import stdtrit
 
     values = np.asarray(samples, dtype=np.float64)
     if len(values) < 3 or not np.all(np.isfinite(values)) or values.mean() <= 0:
@@ -66,4 +66,4 @@ def relative_half_width(samples: Sequence[float], *, confidence: float = 0.95) -
     correlation = max(0.0, float(np.dot(centred[:-1], centred[1:])) / spread)
     independent = max(2.0, len(values) * (1 - correlation) / (1 + correlation))
     error = math.sqrt(spread / (len(values) - 1) / independent)
-    return float(stats.t.ppf(0.5 + confidence / 2, independent - 1)) * error / float(values.mean())
+    return float(stdtrit(independent - 1, 0.5 + confidence / 2)) * error / float(values.mean())
