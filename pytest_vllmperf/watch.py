@@ -103,8 +103,7 @@ class Watch:
 
     def _sample_host(self, last: bool) -> None:
         assert self._host is not None
-        if (sample := self._host.look(last=last)) is not None:
-            self.memory.append(sample)
+        self.memory += self._host.look(last=last)
 
     def _scrape(self, last: bool) -> None:
         del last

@@ -28,7 +28,7 @@ pages is off by less than that."""
 _STALE_S = 30.0
 """After this long it is read again: where nothing seems to have changed (a page that two processes shared may have
 become two), if the share covers it; where something has, whatever it costs."""
-_RECORDED_EVERY_S = 1.0
+_SAMPLED_EVERY_S = 1.0
 
 
 def process_tree_pss_bytes(pid: int, members: Collection[int] | None = None) -> int | None:
@@ -93,28 +93,42 @@ class HostMemory:
         self._tree, self._tree_at_s = Pace(**_TREE), -math.inf
         self._allowance = Allowance(share=_READING_SHARE, now_s=clock())
         self._reading: _Reading | None = None
-        self._recorded_at_s = 0.0
+        self._unread: list[tuple[int, int]] = []
+        self._sampled_at_s = 0.0
         self._highest = self._highest_read = 0
 
-    def look(self, *, last: bool = False) -> MemorySample | None:
-        """A sample if one is due: what was read now, or once a second the last reading while that still holds.
+    def look(self, *, last: bool = False) -> list[MemorySample]:
+        """The samples that are known now: what was read, or once a second the last reading while that still holds.
+
+        What a reading tells holds for the looks before it as well where the same was resident: where the memory moved
+        and reading had to wait, samples come late.
 
         Args:
             last: Nothing comes after this look, so it gives a sample.
         """
-        now_s = self._clock()
+        now_s, at_ns = self._clock(), time.monotonic_ns()
         if last or now_s - self._tree_at_s >= self._tree.period_s:
             self._find_members(now_s)
         resident = resident_bytes(self.members)
         self._highest = max(self._highest, resident)
         holds = self._holds(resident)
+        found: list[MemorySample] = []
         if self._is_due(now_s, holds, last=last):
             self._read(now_s, resident)
-        elif not holds or not (last or now_s - self._recorded_at_s >= _RECORDED_EVERY_S):
-            return None
+            found = [self._sample(then_ns) for then_ns, then in self._unread if self._holds(then)]
+            self._unread.clear()
+        elif not last and now_s - self._sampled_at_s < _SAMPLED_EVERY_S:
+            return []
+        elif not holds:
+            self._sampled_at_s = now_s
+            self._unread.append((at_ns, resident))
+            return []
+        self._sampled_at_s = now_s
+        return [*found, self._sample(at_ns)]
+
+    def _sample(self, at_ns: int) -> MemorySample:
         assert self._reading is not None
-        self._recorded_at_s = now_s
-        return MemorySample(at_ns=time.monotonic_ns(), host_bytes=self._reading.pss_bytes, device_bytes=None)
+        return MemorySample(at_ns=at_ns, host_bytes=self._reading.pss_bytes, device_bytes=None)
 
     @property
     def unread_bytes(self) -> int:

@@ -99,9 +99,12 @@ class Watched:
         assert self.process.stdout.readline() == "done\n"
 
     def look(self, *, after_s=0.25, last=False):
+        """The newest sample; ``late`` counts those that came with it."""
         self.now_s += after_s
-        sample = self.memory.look(last=last)
-        return None if sample is None else sample.host_bytes
+        samples = self.memory.look(last=last)
+        assert [s.at_ns for s in samples] == sorted(s.at_ns for s in samples)
+        self.late = len(samples) - 1
+        return samples[-1].host_bytes if samples else None
 
 
 @pytest.fixture
@@ -154,7 +157,9 @@ def test_a_rise_that_readings_are_too_dear_for_is_told(watched, monkeypatch):
     assert watched.look(last=True) < 96 * MIB
     assert watched.memory.unread_bytes > 100 * MIB
     watched.hold(164)
-    assert watched.look(after_s=31) > 160 * MIB  # sparse is better than blind
+    assert [watched.look(after_s=1) for _ in range(29)] == [None] * 29
+    assert watched.look(after_s=1) > 160 * MIB  # sparse is better than blind
+    assert watched.late == 29, "the same was resident all the while"
     assert watched.memory.unread_bytes == 0
 
 
