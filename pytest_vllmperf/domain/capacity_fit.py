@@ -18,9 +18,9 @@ distributed, rates that n arrivals may have. The capacity is the r at which this
 **How sure.** Requests pass a threshold together, while a queue stands. The number of misses varies as that of a
 compound Poisson process, more than independent ones by D = E[length²] / E[length] of the episodes: the likelihood is
 divided by D, and misses / D are what the search has really seen. Two errors are added: that of so many episodes, and
-that of leaving out each probe in turn (jackknife), which sees what no model does. Both come from few episodes, so the
-interval takes Student's quantile with ``_FREEDOM`` degrees. The logarithm of a noisy share is too low on average by
-half its variance (Jensen): the capacity is set lower by as much.
+that of leaving out each probe in turn (jackknife), which sees what no model does. Both come from few probes, so the
+interval takes Student's quantile, with two degrees of freedom less than there are probes that are not hopeless. The
+logarithm of a noisy share is too low on average by half its variance (Jensen): the capacity is set lower by as much.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ __all__ = ["HOPELESS", "CapacityFit", "fit_capacity"]
 HOPELESS = 0.3
 """Beyond this share of misses a probe only says that its rate is too high: a queue without end has no level."""
 _CREDIBLE = 0.95
-_FREEDOM = 6
 _LULL = 20
 """So many requests in a row below the threshold end an episode."""
 _TAIL, _LOWEST_THRESHOLD, _THRESHOLDS = 0.9, 0.3, 5
@@ -126,7 +125,8 @@ class _Fit:
         left_out = [self._capacity(self._fitted(every - one, best)) - at for one in np.eye(number)]
         between = min(_MOST_ERROR, math.sqrt((number - 1) / number * sum(apart**2 for apart in left_out)))
         at -= min(_MOST_SHIFT, 0.5 / episodes / steepness)
-        reach = float(t.ppf((1 + _CREDIBLE) / 2, _FREEDOM)) * math.hypot(seen, between)
+        freedom = max(2, int((~self.hopeless).sum()) - 2)
+        reach = float(t.ppf((1 + _CREDIBLE) / 2, freedom)) * math.hypot(seen, between)
         return CapacityFit(
             rate=math.exp(at),
             low=math.exp(at - reach),
