@@ -96,7 +96,7 @@ def test_the_example_runs_and_is_judged(project, workers, monkeypatch):
     shutil.copytree(EXAMPLE, bot, ignore=shutil.ignore_patterns("measured", ".benchmarks", "__pycache__"))
     monkeypatch.setenv("ENGINE", shlex.join(project.command))
     monkeypatch.setenv("MODEL", "fake-model")
-    command = [*PYTEST, *workers]
+    command = [*(part for part in PYTEST if "anyio" not in part), *workers]
     done = subprocess.run(command, cwd=bot, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((bot / "measured" / "report.json").read_text())
