@@ -1,7 +1,7 @@
 """When many sockets may be served by one wake-up, as network cards moderate their interrupts.
 
 Waking up costs a client more than reading does. Where reads bear the kernel's stamps nothing depends on when a socket
-is read: when one is ready it may be left alone for a moment, until several are.
+is read: after serving one it may look away for a moment, and then find several that are ready.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _MOST_NS = 2_000_000
 _LEAST_NS = 1_000_000
 """Event loops round their timers to milliseconds."""
 _WORTH = 3.0
-"""Sockets ready after a pause that pay for it: it saves a wake-up for each but the first, and ends in one more."""
+"""Sockets served before and after a pause that pay for it: it saves a wake-up for each but the first, and is one."""
 _GAP_SHARE = 4
 _ANSWER_SHARE = 200
 _KEPT_GAPS = 32
@@ -26,7 +26,7 @@ _MEMORY = 8
 
 
 class Moderation:
-    """Decides how long the sockets may be left alone when one of them is ready.
+    """Decides how long the sockets may be left alone after a wake-up.
 
     Not at all unless at least two more may be expected meanwhile: a single stream is attended to at once. Never for
     more than 2 ms, than a quarter of the usual gap between two events of a stream (else they would fall into one read,
@@ -71,7 +71,7 @@ class Moderation:
         """Take the end of a pause; how long the sockets may be left alone once more.
 
         Args:
-            served: Sockets that were ready.
+            served: Sockets that were ready, with those that were before it.
             quiet_ns: How long ago the last of what they brought came.
         """
         self._learn(served)

@@ -34,6 +34,8 @@ _LONGEST_LATE_NS = 300 * _BILLION
 _DRIFT_NS = 1_000_000
 """The two clocks may have drifted apart by so much since they were last looked at."""
 _MILLISECOND_NS = 1_000_000
+_ON_TIME_NS = 3_000_000
+"""No pause makes a read later. One that is may have brought several events, and their distance is not that of reads."""
 
 _now = time.monotonic_ns
 
@@ -67,7 +69,7 @@ class StampedSockets:
         self._transports: dict[int, StampedTransport] = {}
         self._ready: _Ready | None = None
         self._found = 0
-        """Sockets that were ready after this pause, as far as they are read."""
+        """Sockets that were ready before and after this pause, as far as they are read."""
 
     def add(self, fd: int, transport: StampedTransport, loop: asyncio.AbstractEventLoop) -> None:
         """Read this socket, too."""
@@ -87,19 +89,24 @@ class StampedSockets:
             self._found = 0
 
     def _woke_up(self) -> None:
-        """Read what is ready, or look away for a moment first."""
+        """Read what is ready, and then perhaps look away for a moment.
+
+        Read first: for how long nobody was reading is known in this turn of the loop only.
+        """
         ready = self._ready
         assert ready is not None
         now = _now()
-        pause_ns = self.moderation.pause_ns()
-        if pause_ns:
-            self.clock.attention.left_ns = now
-            ready.look_away()
-            ready.wait(pause_ns)
-            return
         served, _ = self._read(ready.epoll, now)
-        if served:
+        if not served or self._ready is not ready:
+            return
+        pause_ns = self.moderation.pause_ns() if served < _AT_ONCE else 0
+        if not pause_ns:
             self.moderation.woke_up(now, served)
+            return
+        self._found = served
+        self.clock.attention.left_ns = now
+        ready.look_away()
+        ready.wait(pause_ns)
 
     def _paused(self) -> None:
         """Read what came meanwhile, and look again, or away once more while more keeps coming."""
@@ -117,7 +124,7 @@ class StampedSockets:
         self._found = 0
         if pause_ns:
             self.clock.attention.left_ns = now
-            ready.wait(pause_ns)
+            ready.wait(pause_ns)  # nothing is ready now that was not read
         else:
             self.clock.attention.left_ns = None
             ready.look()
@@ -128,7 +135,8 @@ class StampedSockets:
         Returns:
             How many there were, and when the last of these reads came.
         """
-        transports, offset_ns, before_ns, at_ns = self._transports, self.clock.offset_ns, 0, now
+        transports, offset_ns = self._transports, self.clock.offset_ns
+        before_ns, at_ns, late_ns = 0, now, 0
         found = epoll.poll(0, _AT_ONCE)
         for fd, _ in found:
             transport = transports[fd]
@@ -154,7 +162,7 @@ class StampedSockets:
                 at_ns, late_ns = _now(), 0
             before_ns, transport.read_ns = transport.read_ns, at_ns
             transport.arrived(at_ns, data, late_ns)
-        if 0 < before_ns < at_ns:
+        if 0 < before_ns < at_ns and late_ns < _ON_TIME_NS:
             self.moderation.spaced(at_ns - before_ns)
             self.clock.attention.event_gap_ns = self.moderation.gap_ns
         return len(found), at_ns

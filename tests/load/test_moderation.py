@@ -37,15 +37,16 @@ class Client:
         while self._coming:
             now = self._coming[0][0]
             self.wake_ups += 1
+            found, _ = self._read(now)
             pause_ns = self._moderation.pause_ns()
             if not pause_ns:
-                self._moderation.woke_up(now, self._read(now)[0])
+                self._moderation.woke_up(now, found)
             while pause_ns:
                 self.wake_ups += 1
                 self.pauses.append(pause_ns)
                 now += pause_ns
                 served, last_ns = self._read(now)
-                pause_ns = self._moderation.paused(served, now - last_ns)
+                pause_ns, found = self._moderation.paused(found + served, now - last_ns), 0
 
     def _read(self, now: int) -> tuple[int, int]:
         """How many events had come by then, and when the last of them had."""

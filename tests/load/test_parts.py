@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_connection_fuzz import ASKED, recorded
 
 from pytest_vllmperf.domain.records import ClientHealth
-from pytest_vllmperf.load.alarm import Alarm
+from pytest_vllmperf.load.alarm import Alarm, Attention, LagProbe
 from pytest_vllmperf.load.compactor import Compactor
 from pytest_vllmperf.load.exchange import Exchange
 from pytest_vllmperf.load.health import HealthClock, lag_p99_ns
@@ -121,3 +121,36 @@ def test_targets_come_from_urls() -> None:
     assert secure.tls is not None
     with pytest.raises(ValueError, match=r"base_url '127\.0\.0\.1:8000' must look like http://host:port"):
         Target.of("127.0.0.1:8000")
+
+
+@pytest.mark.parametrize(("event_gap_ms", "mean_ms"), [(0, 10), (4, 10), (60, 60), (900, 100)])
+def test_lag_is_sampled_no_more_often_than_events_come(event_gap_ms: int, mean_ms: int) -> None:
+    async def run() -> tuple[float, int]:
+        attention = Attention()
+        probe = LagProbe(asyncio.get_running_loop(), attention)
+        attention.event_gap_ns = event_gap_ms * 1_000_000
+        mean = sum(probe._gap_ns() for _ in range(4_000)) / 4_000
+        probe.close()
+        return mean, attention.mean_gap_ns
+
+    mean_ns, told_ns = asyncio.run(run())
+    assert told_ns == mean_ms * 1_000_000
+    assert mean_ns == pytest.approx(told_ns, rel=0.1)
+
+
+def test_who_looked_away_on_purpose_knows_since_when() -> None:
+    async def run() -> tuple[int, int, int]:
+        attention = Attention()
+        now = time.monotonic_ns()
+        watching = attention.away_ns(now)
+        await asyncio.sleep(0)
+        attention.left_ns = now - 10_000_000_000
+        paused = attention.away_ns(now)
+        await asyncio.sleep(0)
+        attention.left_ns = None
+        return watching, paused, attention.away_ns(now)
+
+    watching, paused, after = asyncio.run(run())
+    assert paused >= 10_000_000_000
+    assert watching < 10_000_000_000
+    assert after < 10_000_000_000

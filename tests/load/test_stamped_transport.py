@@ -275,7 +275,7 @@ def test_a_pause_ends_when_its_last_socket_does(monkeypatch: pytest.MonkeyPatch)
             monkeypatch.setattr(sockets._ready, "wait", lambda _pause_ns, seen=looked_away: seen.set())
             transport.write(b"?")
             await asyncio.wait_for(looked_away.wait(), 30)
-            assert kept.reads == []
+            assert [data for _, data, _ in kept.reads] == [b"hello"], "it reads first"
             left.append(clock.attention.away_ns(time.monotonic_ns()))
             transport.abort()
             assert clock.attention.left_ns is None
@@ -285,3 +285,36 @@ def test_a_pause_ends_when_its_last_socket_does(monkeypatch: pytest.MonkeyPatch)
         return left
 
     assert all(left_ns > 0 for left_ns in asyncio.run(run()))
+
+
+def test_pauses_hide_no_absence() -> None:
+    async def run() -> list[int]:
+        away: list[int] = []
+        sockets = StampedSockets(KernelClock())
+        attention = sockets.clock.attention
+        sockets.moderation._limit_ns, sockets.moderation._expected = 2_000_000, 9.0
+        probe = LagProbe(asyncio.get_running_loop(), attention)
+        kept = Kept()
+        arrived, kept.arrived = (
+            kept.arrived,
+            lambda at_ns, data, late_ns: (  # type: ignore[method-assign]
+                away.append(attention.away_ns(at_ns + late_ns)) or arrived(at_ns, data, late_ns)
+            ),
+        )
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            transport = await connect_stamped("127.0.0.1", server.getsockname()[1], kept, sockets)
+            with server.accept()[0] as peer:
+                for _ in range(5):
+                    await asyncio.sleep(0.02)
+                    kept.read.clear()
+                    peer.send(b"first ")
+                    time.sleep(0.2)  # noqa: ASYNC251 - as if it were stopped
+                    peer.send(b"second")
+                    await asyncio.wait_for(kept.read.wait(), 30)
+                transport.abort()
+        probe.close()
+        return away
+
+    away = asyncio.run(run())
+    assert len(away) == 5
+    assert sorted(away)[2] >= 150_000_000, "a moment that is attended to at the end of a turn may hide one of them"
