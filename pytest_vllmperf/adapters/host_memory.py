@@ -23,8 +23,8 @@ _TREE = {"base_s": 1.0, "share": 0.001, "longest_s": 10.0}
 _READING_SHARE = 0.003
 """Of one core, for walking page tables: 12 ms of CPU time for each GiB that is mapped in pages of 4 KiB."""
 _CHANGED_SHARE, _CHANGED_BYTES = 0.01, 8 * 2**20
-"""From this change of what is resident on, the proportional set size is read again. The kernel's count of resident
-pages is off by less than that."""
+"""From this change of what is resident on, the proportional set size is read again. The kernel counts resident pages in
+batches for each processor: the more of those there are, the more pages may be missing for a while."""
 _STALE_S = 30.0
 """After this long it is read again: where nothing seems to have changed (a page that two processes shared may have
 become two), if the share covers it; where something has, whatever it costs."""
