@@ -35,7 +35,12 @@ _GIVEN_UP = 0.25
 _HARMLESS = 0.05
 """Share of the tightest limit by which a client may be late."""
 _FEWEST_ANSWERS = 10
-"""So many answers, one after another, a probe should be long: the engine starts empty, and fills at its own pace."""
+"""So many answers, one after another, a probe is long: the engine starts empty, and fills at its own pace."""
+_FEWEST_WAITS = 20
+"""So many of the longest waits that the level allows: at 5 % above what the engine can sustain its queue grows to the
+limit in that time. A shorter probe is a burst, which a queue takes at far higher rates."""
+_LONGEST_S = 60.0
+"""A probe is not made longer than this; the result then says by how much the capacity may be too high."""
 _SEEDS = 104_729
 """Apart from each other's seeds: a prompt sent twice would be answered from the prefix cache."""
 
@@ -45,8 +50,9 @@ class CapacityPlan:
     """What a capacity search does.
 
     Args:
-        workload: What is sent, already resolved for the device; ``requests`` of it in each probe. Its ``request_rate``
-            is where the search starts; without one, three quarters of what a closed loop at ``max_concurrency`` takes.
+        workload: What is sent, already resolved for the device; ``requests`` of it in each probe, or more where these
+            would be over before a queue could build up. Its ``request_rate`` is where the search starts; without one,
+            three quarters of what a closed loop at ``max_concurrency`` takes.
         target: Share of the requests that must meet the workload's service level.
         precision: Half the interval, relative, at which the search stops early.
         most: Loads at most, the pilot included and the sweep not.
@@ -131,21 +137,25 @@ class _Search:
     summaries: list[Summary] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     invalid: list[str] = field(default_factory=list)
+    answer_s: float = 0.0
+    """How long an answer took at most, where requests did not wait for more than the level allows."""
     began_s: float = 0.0
 
     def run(self) -> FoundCapacity:
         self.began_s = self.clock()
         search = self._start()
         while (rate := search.next_rate(self.probes)) is not None:
-            if self.probes and self._too_late(self.plan.workload.requests / rate):
+            requests = self._requests(rate)
+            if self.probes and self._too_late(requests / rate):
                 self.warnings.append(f"the budget ended the search after {len(self.probes)} probes")
                 break
             self._tell(f"probe {len(self.probes) + 1} of {search.most} at most")
-            self.probes.append(self._load(rate, self.plan.workload.requests))
+            self.probes.append(self._load(rate, requests))
         found = search.result(self.probes)
         self._tell(found.reason)
+        if sustained := found.rate or found.low:
+            self._doubt_length(sustained)
         if found.rate is not None:
-            self._doubt_length(found.rate)
             self._sweep(found.rate)
             if not found.confirmed:
                 self.warnings.append("no second probe inside the interval confirmed the capacity")
@@ -185,7 +195,35 @@ class _Search:
                 f"capacity of {workload.name!r}: its pilot completed no request "
                 f"({'; '.join(summary.invalid) or 'no throughput'}); see the engine's log"
             )
+        self._took(summary)
         return _FROM_PILOT * throughput
+
+    def _requests(self, rate: float) -> int:
+        """How many a probe sends: what the workload says, and as many as come while a queue has time to build up."""
+        budget_s = self.plan.budget_s
+        longest_s = _LONGEST_S if budget_s is None else min(_LONGEST_S, budget_s / self.plan.most)
+        return max(self.plan.workload.requests, math.ceil(rate * min(longest_s, self._needed_s())))
+
+    def _needed_s(self) -> float:
+        """How long a probe must be for a queue to build up."""
+        return max(_FEWEST_ANSWERS * self.answer_s, _FEWEST_WAITS * _longest_wait_s(self.plan.workload))
+
+    def _doubt_length(self, capacity: float) -> None:
+        """Where a queue had no time to build up, the capacity is too high."""
+        took_s, needed_s = self._requests(capacity) / capacity, self._needed_s()
+        if took_s < 0.9 * needed_s:
+            excess = max(_longest_wait_s(self.plan.workload), self.answer_s) / took_s
+            self.warnings.append(
+                f"a probe lasts {took_s:.3g} s and needs {needed_s:.3g} s at this service level for a queue to build "
+                f"up: the capacity may be too high by {excess:.0%}; give the search more requests, a larger budget or "
+                "a tighter limit"
+            )
+
+    def _took(self, summary: Summary) -> None:
+        """Take how long the answers of a load took."""
+        took = summary.metrics.get("e2el_mean")
+        if took is not None and took.value is not None:
+            self.answer_s = max(self.answer_s, took.value)
 
     def _load(self, rate: float, requests: int) -> Probe:
         """One open-loop load at one rate."""
@@ -208,6 +246,8 @@ class _Search:
         self.summaries.append(summary)
         self.curve.append(_point(probe, summary))
         share = 1 - probe.missed
+        if share >= self.plan.target:
+            self._took(summary)
         self._tell(f"{rate:.3g} req/s: {share:.1%} of {len(uses)} requests met the service level")
         return probe
 
@@ -223,25 +263,10 @@ class _Search:
                 told = self.warnings
             told.append(f"at {probe.rate:.3g} req/s: {why}")
 
-    def _doubt_length(self, capacity: float) -> None:
-        """Where the queue had no time to build up, the capacity is too large."""
-        answers = [(abs(point.rate - capacity), point.e2el_mean) for point in self.curve if point.e2el_mean is not None]
-        if not answers:
-            return
-        _, answer_s = min(answers)
-        requests = self.plan.workload.requests
-        enough = math.ceil(_FEWEST_ANSWERS * answer_s * capacity)
-        if requests < enough:
-            self.warnings.append(
-                f"a probe of {requests} requests lasts only {requests / capacity / answer_s:.1f} times as long as an "
-                f"answer takes: queues had no time to build up, and the capacity may be too high; give it {enough} "
-                "requests or more"
-            )
-
     def _sweep(self, capacity: float) -> None:
         """The rest of the curve; each rate for as long as a probe at the capacity takes."""
         for share in self.plan.sweep:
-            rate, requests = share * capacity, max(_FEWEST, round(share * self.plan.workload.requests))
+            rate, requests = share * capacity, max(_FEWEST, round(share * self._requests(capacity)))
             if self._too_late(requests / rate):
                 self.warnings.append("the budget cut the sweep short: the curve has fewer points")
                 return
@@ -279,6 +304,12 @@ def _limits_s(workload: Workload) -> list[float]:
         return []
     paced_s = None if level.tpot_s is None else level.tpot_s * max(1, workload.output_tokens - 1)
     return [limit for limit in (level.ttft_s, paced_s, level.e2el_s) if limit is not None]
+
+
+def _longest_wait_s(workload: Workload) -> float:
+    """How long a request may wait for its turn; 0 where only its pace is limited."""
+    level = workload.service_level
+    return 0.0 if level is None else min((s for s in (level.ttft_s, level.e2el_s) if s is not None), default=0.0)
 
 
 def _lateness_s(summary: Summary) -> float:

@@ -88,9 +88,10 @@ def vllm_capacity(request: pytest.FixtureRequest, vllm_engine: EngineHandle) -> 
     """``vllm_capacity("chat")`` searches the largest request rate that keeps the workload's service level.
 
     The Summary's ``capacity_rps`` is the rate at which 99 % of the requests still meet ``Workload.service_level``;
-    limits judge it by its interval. Each probe is an open loop of the workload's ``requests``; the search starts at
-    its ``request_rate``, or without one below what a closed loop at ``max_concurrency`` takes. There are 12 loads at
-    most; ``sweep`` names shares of the capacity measured besides, for the throughput-latency curve in the report.
+    limits judge it by its interval. Each probe is an open loop of the workload's ``requests``, or of more where a queue
+    needs longer to build up; the search starts at its ``request_rate``, or without one below what a closed loop at
+    ``max_concurrency`` takes. There are 12 loads at most; ``sweep`` names shares of the capacity measured besides, for
+    the throughput-latency curve in the report.
     """
     session = request.config.stash[SESSION]
 

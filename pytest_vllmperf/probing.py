@@ -103,7 +103,7 @@ def capacity_summary(found: FoundCapacity, *, engine: str, model: str) -> Summar
             "capacity_rps_high": capacity.high if math.isfinite(capacity.high) else None,
             "confirmed": capacity.confirmed,
             "probes": len(capacity.probes),
-            "requests_per_probe": plan.workload.requests,
+            "requests": [len(probe.uses) for probe in capacity.probes],
             "service_level": level_text(level),
             "knee_rps": None if bend is None else bend.rate,
             "rates": [round(probe.rate, 4) for probe in capacity.probes],
@@ -116,7 +116,7 @@ def capacity_summary(found: FoundCapacity, *, engine: str, model: str) -> Summar
 def _shape(plan: CapacityPlan) -> str:
     workload = plan.workload
     answer = f"/{workload.output_tokens}" if workload.output_tokens else ""
-    return f"{workload.requests} × {workload.prompts.describe(workload.input_tokens)}{answer} tokens a probe"
+    return f"{workload.requests} or more × {workload.prompts.describe(workload.input_tokens)}{answer} tokens a probe"
 
 
 def _section(found: FoundCapacity, engine: str) -> Section:
