@@ -61,10 +61,11 @@ class Moderation:
 
     def woke_up(self, now_ns: int, served: int) -> None:
         """Take a wake-up without a pause, for so many sockets: it tells as well what a pause would have found."""
-        if self._opened_ns is not None and now_ns - self._opened_ns <= max(self._limit_ns, _LEAST_NS):
-            self._found += served
-            return
-        self._learn(self._found)
+        if self._opened_ns is not None:
+            if now_ns - self._opened_ns <= max(self._limit_ns, _LEAST_NS):
+                self._found += served
+                return
+            self._learn(self._found)
         self._opened_ns, self._found = now_ns, served
 
     def paused(self, served: int, quiet_ns: int) -> int:
@@ -75,7 +76,7 @@ class Moderation:
             quiet_ns: How long ago the last of what they brought came.
         """
         self._learn(served)
-        self._opened_ns, self._found = None, served
+        self._opened_ns = None
         return self.pause_ns() if served >= _WORTH and quiet_ns < self._limit_ns // _GAP_SHARE else 0
 
     def answered(self, duration_ns: int) -> None:
