@@ -212,7 +212,7 @@ class _Search:
         """Where a queue had no time to build up, the capacity is too high."""
         took_s, needed_s = self._requests(capacity) / capacity, self._needed_s()
         if took_s < 0.9 * needed_s:
-            excess = max(_longest_wait_s(self.plan.workload), self.answer_s) / took_s
+            excess = (_longest_wait_s(self.plan.workload) or self.answer_s) / took_s
             self.warnings.append(
                 f"a probe lasts {took_s:.3g} s and needs {needed_s:.3g} s at this service level for a queue to build "
                 f"up: the capacity may be too high by {excess:.0%}; give the search more requests, a larger budget or "

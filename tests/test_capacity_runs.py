@@ -126,7 +126,7 @@ def test_probes_that_may_not_be_long_enough_say_by_how_much_the_capacity_may_be_
     assert "needs 600 s at this service level for a queue to build up" in told
     assert "too high by 50%" in told
     hurried, _ = search(workload=replace(CHAT, requests=40), sweep=(), budget_s=12.0)
-    assert [why for why in hurried.warnings if why.startswith("a probe lasts ") and "needs 4 s" in why]
+    assert [why for why in hurried.warnings if why.startswith("a probe lasts 1.36 s ")]
     enough, _ = search(sweep=())
     assert not [why for why in enough.warnings if why.startswith("a probe lasts ")]
 
