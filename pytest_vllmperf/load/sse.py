@@ -61,8 +61,7 @@ class EventReader:
 
     def flush(self) -> bytes | None:
         """An event that lacks only its closing blank line: right when the body is known to be complete."""
-        _take_field(self._lines.rest, self._data)
-        self._lines.rest = b""
+        _take_field(self._lines.take_rest(), self._data)
         data, self._data = self._data, []
         return b"\n".join(data) if data else None
 
@@ -96,14 +95,21 @@ def _take_field(line: bytes, data: list[bytes]) -> None:
 class _LineReader:
     """Splits pieces into lines without their ends; remembers an unfinished one."""
 
-    __slots__ = ("_after_cr", "_at_start", "fresh", "rest")
+    __slots__ = ("_after_cr", "_at_start", "_rest", "_rest_bytes", "fresh")
 
     def __init__(self) -> None:
-        self.rest = b""
         self.fresh = False
         """Nothing is pending: the next byte begins a line. Not so at the very start, where a mark may come."""
+        self._rest: list[bytes] = []
+        self._rest_bytes = 0
         self._at_start = True
         self._after_cr = False
+
+    def take_rest(self) -> bytes:
+        """The unfinished line, which is given up."""
+        rest = b"".join(self._rest)
+        self._keep(b"")
+        return rest
 
     def feed(self, piece: bytes) -> list[bytes]:
         if not piece:
@@ -112,17 +118,29 @@ class _LineReader:
             # The CR has already ended its line; an LF after it belongs to it.
             self._after_cr = False
             piece = piece[1:] if piece.startswith(b"\n") else piece
-        text = self.rest + piece
+        if self._rest and not self._at_start and b"\n" not in piece and b"\r" not in piece:
+            self._add(piece)  # nothing is joined until a line ends, or a long one would be copied with each piece
+            return []
+        text = b"".join((*self._rest, piece))
         if self._at_start:
             if len(text) < len(_BOM) and _BOM.startswith(text):
-                self.rest = text
+                self._keep(text)
                 return []
             self._at_start = False
             text = text.removeprefix(_BOM)
         lines = text.splitlines(keepends=True)
-        self.rest = lines.pop() if lines and not lines[-1].endswith((b"\n", b"\r")) else b""
-        if len(self.rest) > _LONGEST_LINE:
-            raise EventTooLong(f"a line of the event stream is longer than {_LONGEST_LINE} bytes")
-        self._after_cr = bool(lines) and not self.rest and lines[-1].endswith(b"\r")
-        self.fresh = not (self.rest or self._after_cr)
+        self._keep(lines.pop() if lines and not lines[-1].endswith((b"\n", b"\r")) else b"")
+        self._after_cr = bool(lines) and not self._rest and lines[-1].endswith(b"\r")
+        self.fresh = not (self._rest or self._after_cr)
         return [line.rstrip(b"\r\n") for line in lines]
+
+    def _keep(self, rest: bytes) -> None:
+        self._rest, self._rest_bytes = [], 0
+        if rest:
+            self._add(rest)
+
+    def _add(self, piece: bytes) -> None:
+        self._rest.append(piece)
+        self._rest_bytes += len(piece)
+        if self._rest_bytes > _LONGEST_LINE:
+            raise EventTooLong(f"a line of the event stream is longer than {_LONGEST_LINE} bytes")
