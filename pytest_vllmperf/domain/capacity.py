@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pytest_vllmperf.domain.capacity_fit import CapacityFit, fit_capacity
+from pytest_vllmperf.domain.capacity_fit import HOPELESS, CapacityFit, fit_capacity
 from pytest_vllmperf.errors import ConfigError
 
 __all__ = ["Capacity", "CapacitySearch", "CurvePoint", "Probe", "knee"]
@@ -207,7 +207,8 @@ class CapacitySearch:
         good, bad = self._sides(probes)
         arrived = [probe.arrived for probe in probes if probe.arrived is not None]
         known = len(arrived) == len(probes)
-        sent = max(2.0, min(len(probe.uses) for probe in probes) / self.clumping)
+        whole = [len(probe.uses) for probe in probes if probe.missed < HOPELESS] or [len(p.uses) for p in probes]
+        sent = max(2.0, float(np.median(whole)) / self.clumping)
         return fit_capacity(
             [np.array(probe.counted) for probe in probes],
             arrived if known else [probe.rate for probe in probes],

@@ -85,6 +85,15 @@ def test_what_really_arrived_tells_more_than_what_was_asked():
     assert aware < 0.5 * unaware
 
 
+def test_a_probe_that_was_given_up_early_changes_little(found):
+    """Beyond the capacity requests fail, and the load ends after few of them."""
+    rates = []
+    for c in found:
+        hopeless = Probe(rate=2 * MULTI_SERVER, uses=(math.inf,) * 40, arrived=2 * MULTI_SERVER)
+        rates.append(CapacitySearch(start=32).result([*c.probes, hopeless]).rate / c.rate)
+    assert max(abs(math.log(ratio)) for ratio in rates) <= 0.02
+
+
 def test_many_slots_with_fixed_service_are_found_too():
     errors, held = [], 0
     for seed in range(6):
