@@ -87,6 +87,7 @@ class Progress:
         elif reporter is not None:
             reporter.ensure_newline()
             reporter.write_line(f"  > {line}")
+            reporter.flush()  # into a file or a pipe, as in CI, Python writes whole blocks
 
 
 def _own_terminal() -> TextIO | None:

@@ -4,11 +4,13 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import time
 
 import pytest
 from pytest_command import PYTEST
+from traces import until
 
 SLOW = """
 def test_slow(vllm_measure):
@@ -158,3 +160,25 @@ def test_lines_of_workers_are_in_the_log_of_ci(spread, tmp_path, monkeypatch):
     assert len(re.findall(r"^  > \[gw\d\] (?:one|two): ready after .* s$", out, re.MULTILINE)) == 2
     assert "> [gw" not in result.stderr.str()
     assert not list(tmp_path.glob("vllmperf-lines-*")), "the pipe is gone"
+
+
+def test_lines_are_in_a_file_at_once(project):
+    """Where standard output is a file or a pipe, as in CI, Python itself writes whole blocks."""
+    project.write(suite=SLOW, engines=[{"name": "one", "args": {"fake-itl-ms": 5000}}])
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    out = project.path / "out"
+    with out.open("wb") as sink:
+        process = subprocess.Popen(
+            [*PYTEST, "suites/", "--vllmperf-record-only", "-pno:cacheprovider"],
+            cwd=project.path,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            env=environment,
+        )
+    try:
+        until(lambda: "one: tiny: " in out.read_text() or process.poll() is not None)
+        assert process.poll() is None, out.read_text()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=PATIENCE_S)
