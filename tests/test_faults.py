@@ -158,7 +158,7 @@ def test_the_next_run_ends_what_was_left_and_says_so(folder):
         (traces,) = ready(folder, "one")
         traces.processes["pytest"] = psutil.Process(process.pid)
         traces.kill("pytest", "guardian", "witness")
-    until(lambda: not traces.alive("leader"))
+    until(lambda: not traces.alive("leader", "guardian", "witness"))  # the kernel ends them in its own time
     assert traces.alive() == ["in_group", "escaped"]
     pids = sorted(traces.pids[name] for name in ("in_group", "escaped"))
     write(folder, "def test_it(vllm_engine):\n    pass\n", stubborn=(), plain=("one",))
