@@ -15,11 +15,12 @@ import argparse
 import json
 import math
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from kept_searches import kept_searches
 from reference_launches import ReferenceLauncher
 
 from pytest_vllmperf.bisection import BisectPlan, bisect
@@ -110,12 +111,6 @@ def spread(count: int, jobs: int) -> dict[str, object]:
     }
 
 
-def kept(log: Path | None) -> dict[int, dict[str, object]]:
-    """Searches made before, by seed."""
-    lines = log.read_text(encoding="utf-8").splitlines() if log is not None and log.exists() else []
-    return {run["seed"]: run for run in map(json.loads, lines)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=50)
@@ -131,18 +126,10 @@ def main() -> None:
         print(json.dumps(spread(options.spread, options.jobs)))
         return
     began, until = time.monotonic(), time.time() + 60 * options.minutes
-    made = kept(options.log)
     seeds = range(options.first, options.first + options.runs)
     search = partial(one_run, simulated=options.simulated, step=options.step, until=until)
-    with ProcessPoolExecutor(options.jobs) as pool:
-        futures = [pool.submit(search, seed) for seed in seeds if seed not in made]
-        for future in as_completed(futures):
-            if (run := future.result()) is not None:
-                made[run["seed"]] = run
-                if options.log is not None:
-                    with options.log.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(run) + "\n")
-    runs = [made[seed] for seed in seeds if seed in made]
+    found = kept_searches(search, seeds, jobs=options.jobs, log=options.log)
+    runs = sorted((run for run, _ in found), key=lambda run: run["seed"])
     for run in runs:
         if not run["right"]:
             print(("WRONG: " if run["wrong"] else "") + str(run["sentence"]))

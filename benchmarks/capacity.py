@@ -17,11 +17,11 @@ import json
 import math
 import time
 import zlib
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
+from kept_searches import kept_searches
 from reference_launches import MODEL, driven
 from scipy.optimize import brentq
 from scipy.special import gammaln
@@ -137,12 +137,6 @@ def one_run(seed: int, *, requests: int, drawn: bool, until: float) -> dict[str,
     }
 
 
-def kept(log: Path | None) -> dict[int, dict[str, object]]:
-    """Searches made before, by seed."""
-    lines = log.read_text(encoding="utf-8").splitlines() if log is not None and log.exists() else []
-    return {run["seed"]: run for run in map(json.loads, lines)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=50)
@@ -157,18 +151,13 @@ def main() -> None:
     search = partial(
         one_run, requests=options.requests, drawn=options.simulated, until=time.time() + 60 * options.minutes
     )
-    made = kept(options.log)
     seeds = range(options.first, options.first + options.runs)
-    with ProcessPoolExecutor(options.jobs) as pool:
-        for future in as_completed([pool.submit(search, seed) for seed in seeds if seed not in made]):
-            if (run := future.result()) is not None:
-                made[run["seed"]] = run
-                line = json.dumps(run)
-                print(line, flush=True)
-                if options.log is not None:
-                    with options.log.open("a", encoding="utf-8") as file:
-                        file.write(line + "\n")
-    runs = [made[seed] for seed in seeds if seed in made]
+    runs = []
+    for run, new in kept_searches(search, seeds, jobs=options.jobs, log=options.log):
+        runs.append(run)
+        if new:
+            print(json.dumps(run), flush=True)
+    runs.sort(key=lambda run: run["seed"])
     errors = np.array([(run["rate"] or math.nan) / truth - 1 for run in runs])
     print(
         json.dumps(
