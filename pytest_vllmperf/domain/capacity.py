@@ -131,11 +131,6 @@ class CapacitySearch:
             if not holds:
                 raise ConfigError(f"capacity search: {name}={getattr(self, name)!r} must be {allowed}")
 
-    @property
-    def requests(self) -> int:
-        """Requests a probe should send: twenty of them may miss the level, in a few episodes."""
-        return math.ceil(20 / (1 - self.target))
-
     def next_rate(self, probes: Sequence[Probe]) -> float | None:
         """The next rate to probe; None when the search is over."""
         if not probes:

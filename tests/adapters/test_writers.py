@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from summaries import load_summary
 
 from pytest_vllmperf.adapters.writers import terminal_table, write_json, write_markdown
 from pytest_vllmperf.domain.environment import Environment, Gpu
 from pytest_vllmperf.domain.evidence import Evidence
 from pytest_vllmperf.domain.report import EngineReport, Report
-from pytest_vllmperf.domain.summary import MetricValue, Summary, metric_values
+from pytest_vllmperf.domain.summary import MetricValue
 from pytest_vllmperf.domain.thresholds import Limit, Outcome, Verdict
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -37,17 +38,16 @@ ENVIRONMENT = Environment(
 
 
 def summary(engine, workload, *, invalid=(), warnings=(), requests=50, completed=50, **scalars):
-    return Summary(
+    return load_summary(
+        distributions={"ttft": [0.5, 0.7]},
+        scalars=scalars,
         engine=engine,
         workload=workload,
-        kind="load",
         model="tinymath",
         description="50 × 128/256 tokens, 50 at once",
         requests=requests,
         completed=completed,
-        failures={},
         duration_s=3.2,
-        metrics=metric_values(distributions={"ttft": [0.5, 0.7]}, scalars=scalars),
         invalid=invalid,
         warnings=warnings,
         facts={"input_tokens": 6400},

@@ -2,6 +2,8 @@
 
 import sys
 
+from pytest_command import PLAIN
+
 BAD = """
 version = 1
 [[limit]]
@@ -112,9 +114,7 @@ def test_the_plugin_loads_nothing_heavy_where_it_is_not_used(pytester):
         """
     )
     pytester.makepyfile("def test_it():\n    assert True\n")
-    result = pytester.runpytest_subprocess(
-        "-s", *(f"-pno:{other}" for other in ("benchmark", "hypothesispytest", "anyio", "randomly"))
-    )
+    result = pytester.runpytest_subprocess("-s", *PLAIN, "-pno:benchmark")
     assert "HEAVY []" in result.stdout.str(), sys.version
 
 
@@ -135,8 +135,6 @@ def test_collecting_tests_of_an_engine_loads_nothing_that_only_measuring_or_cali
         """
     )
     pytester.makepyfile("def test_it(vllm_engine):\n    assert vllm_engine\n")
-    result = pytester.runpytest_subprocess(
-        "-s", "--collect-only", *(f"-pno:{other}" for other in ("benchmark", "hypothesispytest", "anyio", "randomly"))
-    )
+    result = pytester.runpytest_subprocess("-s", "--collect-only", *PLAIN, "-pno:benchmark")
     result.stdout.fnmatch_lines(["*test_it?one?*", "*DEAR*"])
     assert "DEAR []" in result.stdout.str()
